@@ -1,0 +1,232 @@
+"""The `local-llm` command.
+
+Exit codes: 0 fine, 1 something failed, 2 wrong usage or configuration, 130 interrupted, 141 the reader of the
+output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from checks import __version__
+from checks.config import DEFAULT_PATH, HEALTH_LOCK, HEALTH_LOG, Config, ConfigError, load
+from checks.host import Host
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+# What ask uses when it is given an address and no configuration: llama-server ignores the name.
+_ANY_MODEL = "local"
+
+_EXAMPLES = """\
+examples:
+  local-llm status                       what runs, on one screen
+  sudo local-llm test                    all checks, with what to do about each finding
+  sudo local-llm test --json             the same for a program
+  local-llm health                       the quick check that cron runs
+  local-llm ask "A regex for a date like 2026-11-22?"
+  git diff | local-llm ask "Review this change:" -
+
+logs:
+  journalctl -u local-llm -f             the service
+  tail -f /var/log/llm-health.log        the health checks
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="local-llm",
+        description="Look at, check and ask the local LLM of this machine.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"local-llm checks {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="configuration (default: %(default)s)"
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    status = commands.add_parser("status", parents=[common], help="what runs, on one screen")
+    status.set_defaults(command=_status)
+
+    health = commands.add_parser(
+        "health", parents=[common], help="the quick check that cron runs; exit code 1 if something is wrong"
+    )
+    health.add_argument("--log", action="store_true", help="add the line to the log, and print only a failure")
+    health.add_argument(
+        "--log-file", default=HEALTH_LOG, metavar="FILE", help="the log of --log (default: %(default)s)"
+    )
+    health.add_argument("--lock-file", default=HEALTH_LOCK, help=argparse.SUPPRESS)
+    health.set_defaults(command=_health)
+
+    test = commands.add_parser("test", parents=[common], help="all checks; exit code 1 if one fails")
+    test.add_argument("--json", action="store_true", help="results for a program")
+    test.set_defaults(command=_test)
+
+    version = commands.add_parser("version", parents=[common], help="versions of llama.cpp, model and checks")
+    version.add_argument("--json", action="store_true", help="the same for a program")
+    version.set_defaults(command=_version)
+
+    ask = commands.add_parser("ask", parents=[common], help="ask a question; the answer comes as it is made")
+    ask.add_argument("question", nargs="+", help="the question; “-” stands for what standard input holds")
+    ask.add_argument(
+        "--max-tokens",
+        type=_positive,
+        default=512,
+        metavar="N",
+        help="longest answer (default: %(default)s tokens)",
+    )
+    ask.add_argument("--url", help="address of the API (default: the configured one)")
+    ask.set_defaults(command=_ask)
+    return parser
+
+
+# Modules are imported where they are used: `health` runs every few minutes and must stay light (see `probe`).
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from checks import status
+
+    try:
+        screen = status.lines(load(arguments.config), Host())
+    except OSError as error:
+        return _fail(f"The state cannot be read: {error}. Is this the host the LLM was deployed to?", EXIT_FAILED)
+    print("\n".join(screen))
+    return 0
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from checks import health
+
+    config = load(arguments.config)
+    try:
+        with health.lock(arguments.lock_file):
+            sample = health.measure(config, Host())
+            line = health.format_line(sample)
+            if arguments.log:
+                health.append(arguments.log_file, line)
+    except health.AlreadyRunningError:
+        if not arguments.log:
+            print("Another health check is running; this one did nothing.")
+        return 0
+    except OSError as error:
+        return _fail(f"The health check could not be written down: {error}. Use sudo for --log.", EXIT_FAILED)
+    if not sample.ok:
+        # On a failure, what cron mails: the line, and where to look.
+        print(line, file=sys.stderr)
+        print("What is wrong, and what helps: sudo local-llm test", file=sys.stderr)
+        return EXIT_FAILED
+    if not arguments.log:
+        print(line)
+    return 0
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import report, runner
+
+    config, host = load(arguments.config), Host()
+    results, seconds = runner.run(config, host)
+    if arguments.json:
+        print(json.dumps(report.as_json(results, seconds, host.now()), indent=2, ensure_ascii=False))
+    else:
+        print(report.as_table(results, seconds, colour=_colour()))
+    return report.exit_code(results)
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import status
+
+    versions = status.versions(load(arguments.config), Host())
+    if arguments.json:
+        print(json.dumps(versions, indent=2, ensure_ascii=False))
+        return 0
+    model = versions["model"]
+    print(f"llama.cpp    {versions['llama_cpp_commit'] or 'not installed'}")
+    print(f"release      {versions['release'] or 'not installed'}")
+    print(f"llama-server {versions['llama_server'] or 'does not say'}")
+    print(f"model        {model['name']}, {model['size_bytes']} bytes, sha256 {model['sha256']}")
+    print(f"checks       {versions['checks']}")
+    return 0
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from checks import ask, report
+
+    url, model = _target(arguments)
+    question = " ".join(sys.stdin.read() if part == "-" else part for part in arguments.question).strip()
+    if not question:
+        return _fail("The question is empty.", EXIT_USAGE)
+    answer = ask.Answer(url, question, model, arguments.max_tokens)
+    clean: Callable[[str], str] = report.printable_text if sys.stdout.isatty() else str
+    wrote = False
+    try:
+        for piece in answer:
+            wrote = True
+            sys.stdout.write(clean(piece))
+            sys.stdout.flush()
+    except ask.AskError as error:
+        if wrote:
+            print()
+        return _fail(str(error), EXIT_FAILED)
+    print()
+    if answer.cut:
+        print(f"(cut at {arguments.max_tokens} tokens; more with --max-tokens)", file=sys.stderr)
+    return 0
+
+
+def _target(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The API's address and the model's name; an address that is given needs no configuration."""
+    if arguments.url:
+        if not arguments.url.startswith(("http://", "https://")):
+            raise ConfigError(f"--url is {arguments.url!r}, expected an address such as http://127.0.0.1:8765")
+        return arguments.url.rstrip("/"), _ANY_MODEL
+    config: Config = load(arguments.config)
+    return config.api_url, config.model.name
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"local-llm: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The watchers watched: cron, logrotate, the health log and the metrics."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from checks import health
+from checks.config import CRON_FILE, HEALTH_LOG, LOGROTATE_FILE
+from checks.result import Result, Status, judge
+from checks.service import duration
+
+if TYPE_CHECKING:
+    from checks.config import Config
+    from checks.host import Host
+
+_CRON_UNIT = "cron.service"
+_GROUP_OR_OTHER_WRITE = 0o022
+
+
+def cron(_config: Config, host: Host) -> Iterator[Result]:
+    """cron runs, and reads a file that calls the health check."""
+    try:
+        found = host.status(CRON_FILE)
+        calls = bool(re.search(r"^[^#\n]*local-llm health", host.read(CRON_FILE), re.MULTILINE))
+        # cron ignores, with a line in its log only, a file that is not root's or that others may write.
+        safe = found.owner == "root" and not found.mode & _GROUP_OR_OTHER_WRITE
+        value = f"{found.mode:04o} {found.owner}"
+        value += "" if safe else ": cron ignores it"
+        value += "" if calls else ", no health check"
+        good = calls and safe
+    except FileNotFoundError:
+        good, value = False, "missing"
+    yield judge(
+        "cron file",
+        good,
+        value,
+        "runs the health check",
+        f"Nobody watches the service. Look: ls -l {CRON_FILE}; deploy again to rewrite it",
+    )
+    unit = host.unit(_CRON_UNIT)
+    yield judge(
+        "cron",
+        unit.active,
+        unit.active_state,
+        "active",
+        "Nothing is run on time, the health check included: sudo systemctl enable --now cron",
+    )
+
+
+def log_rotation(config: Config, host: Host) -> Iterator[Result]:
+    """logrotate accepts its file and keeps as many days as configured."""
+    name, limit = "log rotation", f"{config.log_retention_days} days"
+    if not host.exists(LOGROTATE_FILE):
+        yield Result(
+            name, Status.FAIL, f"{LOGROTATE_FILE} is missing", limit, "Logs grow without end. Deploy again."
+        )
+        return
+    host.require_root("logrotate")
+    done = host.run("logrotate", "--debug", LOGROTATE_FILE)
+    report = done.stdout + done.stderr
+    problems = re.findall(r"^error: .*", report, re.MULTILINE)
+    kept = sorted({int(number) for number in re.findall(r"\((\d+) rotations\)", report)})
+    yield judge(
+        name,
+        done.code == 0 and not problems and kept == [config.log_retention_days],
+        problems[0] if problems else f"keeps {', '.join(map(str, kept)) or 'nothing'}",
+        limit,
+        f"Logs are not rotated as planned. What logrotate says: sudo logrotate --debug {LOGROTATE_FILE}",
+    )
+
+
+def last_health(config: Config, host: Host) -> Iterator[Result]:
+    """The scheduled health check has run lately, and was content.
+
+    Where cron or its file is younger than two intervals, no line can be expected yet: a WARN says so.
+    """
+    name = "last scheduled health check"
+    patience = 2 * config.health_interval_minutes * 60
+    limit = f"OK, under {duration(patience)} old"
+    record = read_last_health(host)
+    age = host.now() - record.time if record else None
+    if record is None or age is None or age > patience:
+        young = _watching_seconds(host) < patience
+        value = "none yet" if age is None else f"{duration(age)} old"
+        yield Result(
+            name,
+            Status.WARN if young else Status.FAIL,
+            value,
+            limit,
+            f"cron had no time to run it yet: sudo local-llm health --log, or look again in {duration(patience)}"
+            if young
+            else "The service is not watched. See what it says: sudo local-llm health --log; "
+            "and whether cron calls it: sudo journalctl -u cron -n 20",
+        )
+        return
+    yield judge(
+        name,
+        record.ok,
+        f"{'OK' if record.ok else 'FAIL'}, {duration(max(0.0, age))} old",
+        limit,
+        f"It found: {record.values.get('reason', 'no reason')}. Now: sudo local-llm health",
+        otherwise=Status.WARN,
+    )
+
+
+def metrics(config: Config, _host: Host) -> Iterator[Result]:
+    """The gateway's Prometheus endpoint answers with its series."""
+    import requests
+
+    from checks.api import CONNECT_SECONDS, new_session
+
+    name, limit = "metrics", "haproxy_ series"
+    remedy = f"Prometheus sees nothing. Why: sudo journalctl -u {config.gateway_unit} -n 50"
+    try:
+        with new_session() as session:
+            response = session.get(config.metrics_url, timeout=CONNECT_SECONDS)
+    except requests.RequestException as error:
+        reason = "nothing listens there" if "refused" in str(error) else type(error).__name__
+        yield Result(name, Status.FAIL, reason, limit, remedy)
+        return
+    series = len(re.findall(r"^haproxy_\w+", response.text, re.MULTILINE))
+    yield judge(
+        name,
+        response.status_code == 200 and series > 0,
+        f"{series} series" if response.status_code == 200 else f"HTTP status {response.status_code}",
+        limit,
+        remedy,
+    )
+
+
+def read_last_health(host: Host) -> health.Record | None:
+    """The newest line of the health log; just after a rotation it is in the log before."""
+    for path in (HEALTH_LOG, f"{HEALTH_LOG}.1", f"{HEALTH_LOG}.1.gz"):
+        try:
+            if path.endswith(".gz"):
+                with gzip.open(host.path(path), "rt", encoding="utf-8", errors="replace") as lines:
+                    text = lines.read()
+            else:
+                text = host.read(path)
+        except FileNotFoundError:
+            continue
+        for line in reversed(text.splitlines()):
+            record = health.parse_line(line)
+            if record:
+                return record
+    return None
+
+
+def _watching_seconds(host: Host) -> float:
+    """For how long cron has had a file to run."""
+    uptime = host.unit(_CRON_UNIT).uptime_seconds(host.monotonic())
+    try:
+        file_age = host.now() - host.status(CRON_FILE).mtime_ns / 1e9
+    except FileNotFoundError:
+        return 0.0
+    return min(uptime or 0.0, file_age)

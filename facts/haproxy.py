@@ -1,0 +1,34 @@
+"""What configuration a running HAProxy works with, asked of itself over its admin socket."""
+
+from __future__ import annotations
+
+import shlex
+
+from pyinfra.api import FactBase
+
+CONFIGURATION_VARIABLE = "LOCAL_LLM_CONFIGURATION"
+
+_ASK = f"""
+import socket, sys
+admin = socket.socket(socket.AF_UNIX)
+admin.settimeout(5)
+admin.connect(sys.argv[1])
+admin.sendall(b"show env {CONFIGURATION_VARIABLE}\\n")
+print(admin.makefile().read().strip())
+"""
+
+
+def ask_command(socket: str) -> str:
+    """A shell command that prints `LOCAL_LLM_CONFIGURATION=STAMP` of the worker behind the admin socket."""
+    return f"python3 -c {shlex.quote(_ASK.strip())} {shlex.quote(socket)} 2>/dev/null"
+
+
+class RunningConfiguration(FactBase[str | None]):
+    """The stamp of the configuration that the running worker has loaded; None where none runs."""
+
+    def command(self, socket: str) -> str:
+        return f"{ask_command(socket)} || true"
+
+    def process(self, output: list[str]) -> str | None:
+        text = "".join(output).strip()
+        return text.removeprefix(f"{CONFIGURATION_VARIABLE}=") if text else None

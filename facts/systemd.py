@@ -1,0 +1,44 @@
+"""How a unit of ours runs: all that its operation compares, in one round trip."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pyinfra.api import FactBase
+
+STAMP_VARIABLE = "LOCAL_LLM_STAMP"
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit's state. `stamp` is what the running process was started with, None where it does not run."""
+
+    active: bool = False
+    enabled: bool = False
+    needs_reload: bool = False
+    stamp: str | None = None
+
+
+class Unit(FactBase[UnitState]):
+    """State of a service, and the configuration stamp in its main process's environment."""
+
+    def command(self, unit: str) -> str:
+        return (
+            f"systemctl show {unit} -p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID; "
+            f"pid=$(systemctl show {unit} -p MainPID --value); "
+            f'[ "${{pid:-0}}" -gt 0 ] && tr "\\0" "\\n" < "/proc/$pid/environ" | grep "^{STAMP_VARIABLE}="; true'
+        )
+
+    @staticmethod
+    def default() -> UnitState:
+        return UnitState()
+
+    def process(self, output: list[str]) -> UnitState:
+        values = dict(re.findall(r"^(\w+)=(.*)$", "\n".join(output), re.MULTILINE))
+        return UnitState(
+            active=values.get("ActiveState") in ("active", "activating", "reloading"),
+            enabled=values.get("UnitFileState") == "enabled",
+            needs_reload=values.get("NeedDaemonReload") == "yes",
+            stamp=values.get(STAMP_VARIABLE),
+        )

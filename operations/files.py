@@ -1,0 +1,97 @@
+"""Files that the deploy owns: content, owner and mode, compared in one round trip, replaced atomically."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import shlex
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pyinfra import host, state
+from pyinfra.api import FileUploadCommand, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from facts.files import FileContents
+from operations.remote import script
+
+
+@dataclass(frozen=True)
+class ManagedFile:
+    """What a file on the host is to be. `mode` is octal text as in `chmod`."""
+
+    path: str
+    content: str
+    mode: str = "0644"
+    owner: str = "root"
+    group: str = "root"
+
+
+@operation()
+def managed(files: Sequence[ManagedFile], validate: str | None = None) -> Generator[PyinfraCommand, None, None]:
+    """Ensure the content, owner and mode of some files, and that their directories exist.
+
+    Each changed file is uploaded beside its destination and renamed over it, so that a reader sees the old or the
+    new content, never a part.
+
+    + files: the files
+    + validate: a command that judges a candidate before it takes its place; `{}` stands for the candidate's path.
+      Where it fails the old file stays and the operation fails with the command's own words.
+    """
+    present = host.get_fact(FileContents, paths=tuple(file.path for file in files))
+    changed = False
+    for file in files:
+        before = present.get(file.path)
+        wanted = (file.content.encode(), file.mode, file.owner, file.group)
+        if before is not None and (before.content, before.mode, before.owner, before.group) == wanted:
+            continue
+        changed = True
+        if state.config.DIFF:
+            _show_difference(file, before.content if before else b"")
+        yield from _replace(file, validate)
+    if not changed:
+        host.noop(
+            f"{len(files)} files are as they should be" if len(files) > 1 else f"{files[0].path} is as it should be"
+        )
+
+
+def _replace(file: ManagedFile, validate: str | None) -> Iterator[PyinfraCommand]:
+    candidate = str(PurePosixPath(file.path).with_name(f".{PurePosixPath(file.path).name}.new"))
+    quoted = shlex.quote(candidate)
+    directory = shlex.quote(str(PurePosixPath(file.path).parent))
+    yield StringCommand(f"mkdir -p {directory} && install -m 0600 /dev/null {quoted}")
+    yield FileUploadCommand(io.BytesIO(file.content.encode()), candidate)
+    steps = [
+        f"trap 'rm -f {quoted}' EXIT",
+        validate.format(quoted) if validate else ":",
+        f"chown {shlex.quote(f'{file.owner}:{file.group}')} {quoted}",
+        f"chmod {file.mode} {quoted}",
+        f"mv -fT {quoted} {shlex.quote(file.path)}",
+    ]
+    yield StringCommand(script("\n".join(steps)))
+
+
+def _show_difference(file: ManagedFile, before: bytes) -> None:
+    lines = difflib.unified_diff(
+        before.decode(errors="replace").splitlines(),
+        file.content.splitlines(),
+        fromfile=f"{file.path} (now)",
+        tofile=f"{file.path} (to be)",
+        lineterm="",
+    )
+    for line in lines:
+        host.log(line)
+
+
+@operation()
+def absent(paths: Sequence[str]) -> Generator[StringCommand, None, None]:
+    """Ensure that files do not exist.
+
+    + paths: the files
+    """
+    present = host.get_fact(FileContents, paths=tuple(paths))
+    if not present:
+        host.noop("nothing to remove")
+    for path in present:
+        yield StringCommand("rm", "-f", shlex.quote(path))

@@ -1,0 +1,56 @@
+"""Debian packages, without prompts, without starting what they bring along, and with patience for dpkg's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.packages import InstalledPackages
+from operations.remote import script
+
+
+@operation()
+def installed(
+    packages: Sequence[str], lock_timeout_seconds: int, kept_off: Mapping[str, str] | None = None
+) -> Generator[StringCommand, None, None]:
+    """Ensure that packages are installed, without their recommendations.
+
+    A fresh VPS holds dpkg's lock for minutes while unattended-upgrades runs: both the lists and the installation
+    wait for it. A package that was broken off in the middle is configured first.
+
+    + packages: names of packages
+    + lock_timeout_seconds: how long to wait for another package manager
+    + kept_off: units that a package would start, by package: masked before that package is first installed, so
+      that nothing of it ever listens; left alone where the package was there before
+    """
+    present: set[str] = host.get_fact(InstalledPackages, packages=tuple(packages))
+    missing = sorted(set(packages) - present)
+    if not missing:
+        host.noop(f"all {len(packages)} packages are installed")
+        return
+    for package, unit in (kept_off or {}).items():
+        if package in missing:
+            yield StringCommand("systemctl", "mask", unit)
+    apt = (
+        "DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l "
+        f"apt-get -q -y -o DPkg::Lock::Timeout={lock_timeout_seconds} "
+        "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+    )
+    yield StringCommand(script(_wait_for_lists_lock(lock_timeout_seconds)))
+    yield StringCommand(script("dpkg --configure -a --force-confdef --force-confold"))
+    yield StringCommand(f"{apt} update")
+    yield StringCommand(f"{apt} install --no-install-recommends {' '.join(missing)}")
+
+
+def _wait_for_lists_lock(seconds: int) -> str:
+    # apt-get update ignores DPkg::Lock::Timeout: only the installation honours it.
+    return f"""
+waited=0
+while ! flock -n /var/lib/dpkg/lock-frontend true || ! flock -n /var/lib/apt/lists/lock true; do
+    [ "$waited" -lt {seconds} ] || {{ echo "another package manager still runs after {seconds} s:" \\
+        "$(ps -eo args | grep -E '[a]pt|[d]pkg|[u]nattended' | head -n 3)" >&2; exit 1; }}
+    sleep 2; waited=$((waited + 2))
+done
+"""

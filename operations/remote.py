@@ -1,0 +1,46 @@
+"""Running commands on a host outside pyinfra's own command list: for jobs that are followed while they run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyinfra.api import FunctionCommand, Host, State, StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+
+
+def connector_arguments(host: Host) -> dict[str, Any]:
+    """How the operation under way runs its commands (sudo and the like). Call it inside an operation."""
+    arguments: Mapping[str, Any] = host.current_op_global_arguments or {}
+    return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+
+
+def run(host: Host, command: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
+    """Run one command quietly; returns whether it succeeded, and its output."""
+    succeeded, output = host.run_shell_command(
+        StringCommand(command), print_output=False, print_input=False, **arguments
+    )
+    return succeeded, "\n".join(line.line for line in output)
+
+
+def call(function: Callable[[State, Host], bool]) -> FunctionCommand:
+    """A command that runs `function(state, host)`; the operation fails where it returns False."""
+
+    # pyinfra passes state and host by their names, and runs such a function without a traceback of its own.
+    def function_with_context(state: State, host: Host) -> bool:
+        return function(state, host)
+
+    return FunctionCommand(function_with_context, (), {})
+
+
+def script(text: str) -> str:
+    """A command that runs a POSIX shell script which stops at the first error."""
+    return f"/bin/sh -euc {shlex.quote(text.strip())}"
+
+
+def fail(host: Host, message: str) -> bool:
+    """Print why the operation fails, one prefixed line each, and return False for it."""
+    for line in message.splitlines():
+        host.log_styled(line, fg="red")
+    return False

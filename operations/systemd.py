@@ -1,0 +1,63 @@
+"""Services whose running process is the one that its files describe.
+
+A service carries a stamp of its configuration in its environment (`LOCAL_LLM_STAMP`): a digest of everything that
+wants a restart when it changes. The running process's own stamp tells exactly whether it is up to date, also after
+a deploy that was broken off between writing a file and restarting, where "did this run change a file?" is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.systemd import STAMP_VARIABLE, Unit
+from operations.remote import script
+
+
+def stamp(*parts: str) -> str:
+    """A short digest of all that a process was configured with."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@operation()
+def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Generator[StringCommand, None, None]:
+    """Ensure that a service is enabled and that its process runs with the configuration of this stamp.
+
+    Restarts it at most once, and only where the stamp differs or it does not run; then waits until it is ready.
+
+    + unit: the service, with its suffix
+    + stamp: what the process is to carry in LOCAL_LLM_STAMP
+    + ready: a shell command that succeeds once the service answers
+    + ready_timeout_seconds: how long that may take; on a failure the journal's last lines are shown
+    """
+    now = host.get_fact(Unit, unit=unit)
+    if now.needs_reload or not now.active:
+        yield StringCommand("systemctl", "daemon-reload")
+    if not now.enabled:
+        yield StringCommand("systemctl", "enable", "--quiet", unit)
+    if now.active and now.stamp == stamp:
+        if now.enabled and not now.needs_reload:
+            host.noop(f"{unit} runs with {STAMP_VARIABLE}={stamp}")
+        return
+    yield StringCommand(
+        script(f"systemctl reset-failed {unit} 2>/dev/null || true\nsystemctl restart {unit} || {_why(unit)}")
+    )
+    yield StringCommand(script(_wait(unit, ready, ready_timeout_seconds)))
+
+
+def _wait(unit: str, ready: str, seconds: int) -> str:
+    return f"""
+end=$(($(date +%s) + {seconds}))
+until {ready}; do
+    systemctl is-failed -q {unit} && {_why(unit)}
+    [ "$(date +%s)" -lt "$end" ] || {{ echo "{unit} did not become ready within {seconds} s" >&2; {_why(unit)}; }}
+    sleep 0.2
+done
+"""
+
+
+def _why(unit: str) -> str:
+    return f"{{ journalctl -u {unit} -n 30 --no-pager -o cat >&2; exit 1; }}"

@@ -1,0 +1,98 @@
+"""What the sandbox's modules share: the error type, the cache folder, running a command, printing a step."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+LABEL = "local-llm-sandbox"
+
+
+class SandboxError(Exception):
+    """Something the sandbox needs is missing or failed; the text is one line that names the fix."""
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: images' logs, the llama.cpp source, the tiny model, the SSH key."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "local-llm-sandbox"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def say(text: str) -> None:
+    """Print one line at once, so that a log read while it grows is never behind."""
+    print(text, flush=True)
+
+
+def last_lines(text: str, count: int = 5) -> str:
+    """The last non-empty lines of a tool's output, joined into one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-count:]) or "no output"
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_seconds: float | None = None,
+    input_text: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and capture its output.
+
+    `env` is added to the environment. Raises SandboxError when the program is missing, takes too long, or
+    (with `check`) fails.
+    """
+    if shutil.which(argv[0]) is None:
+        raise SandboxError(f"{argv[0]} is not installed. Install it and run this again.")
+    try:
+        result = subprocess.run(
+            argv,
+            input=input_text,
+            # Without this the command would share, and could swallow, the terminal's input.
+            stdin=subprocess.DEVNULL if input_text is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_seconds,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SandboxError(f"`{' '.join(argv[:4])}` did not finish in {timeout_seconds:.0f} s.") from error
+    if check and result.returncode != 0:
+        output = last_lines(result.stderr or result.stdout)
+        raise SandboxError(f"`{' '.join(argv[:4])}` failed with exit code {result.returncode}: {output}")
+    return result
+
+
+def stream(
+    argv: Sequence[str], log: Path, *, input_text: str | None = None, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a long command with its output in `log`; SandboxError with the log's last lines if it fails."""
+    with log.open("w") as output:
+        result = subprocess.run(
+            argv,
+            input=input_text,
+            stdin=subprocess.DEVNULL if input_text is None else None,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=None if env is None else {**os.environ, **env},
+            check=False,
+        )
+    if result.returncode != 0:
+        tail = last_lines(log.read_text(errors="replace"))
+        raise SandboxError(f"`{' '.join(argv[:3])}` failed with exit code {result.returncode} (log: {log}): {tail}")
+
+
+def fail(error: SandboxError) -> int:
+    """Print an error for a person; returns the exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1

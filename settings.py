@@ -1,0 +1,390 @@
+"""Every setting of a deploy, once: type, default, bounds, unit and reason.
+
+`Settings` is built once per host, from the inventory and group_data, before anything runs; nothing reads
+`host.data` after that. docs/SETTINGS.md is generated from this file (`make docs`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GGUF file that can be served.
+
+    `kv_bytes_per_token` is what one token of context costs in an f16 KV cache: 2 (keys and values) × layers ×
+    KV heads × head size × 2 bytes, from the model's own configuration.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    size_bytes: int
+    kv_bytes_per_token: int
+    licence: str
+
+
+def _hugging_face(repository: str, revision: str, file: str) -> str:
+    return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+
+
+CATALOGUE: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            name="qwen2.5-1.5b-instruct",
+            url=_hugging_face(
+                "Qwen/Qwen2.5-1.5B-Instruct-GGUF",
+                "91cad51170dc346986eccefdc2dd33a9da36ead9",
+                "qwen2.5-1.5b-instruct-q4_k_m.gguf",
+            ),
+            sha256="6a1a2eb6d15622bf3c96857206351ba97e1af16c30d7a74ee38970e434e9407e",
+            size_bytes=1_117_320_736,
+            kv_bytes_per_token=2 * 28 * 2 * 128 * 2,
+            licence="Apache-2.0",
+        ),
+        Model(
+            name="qwen2.5-3b-instruct",
+            url=_hugging_face(
+                "Qwen/Qwen2.5-3B-Instruct-GGUF",
+                "7dabda4d13d513e3e842b20f0d435c732f172cbe",
+                "qwen2.5-3b-instruct-q4_k_m.gguf",
+            ),
+            sha256="626b4a6678b86442240e33df819e00132d3ba7dddfe1cdc4fbb18e0a9615c62d",
+            size_bytes=2_104_932_768,
+            kv_bytes_per_token=2 * 36 * 2 * 128 * 2,
+            licence="Qwen Research (non-commercial use only)",
+        ),
+    )
+}
+
+CUSTOM = "custom"
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
+USER_NAME = "a user or group name in lower case"
+UserName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
+FirewallPort = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{1,5}(:[0-9]{1,5})?/(tcp|udp)$"),
+]
+"""A port or range with its protocol, as UFW writes it: `443/tcp`, `60000:61000/udp`."""
+
+
+def setting(default: Any, why: str, *, unit: str = "", allowed: str = "", **bounds: Any) -> Any:
+    """A field with its reason, unit and, where its type does not say it, what is allowed in words."""
+    return Field(default, description=why, json_schema_extra={"unit": unit, "allowed": allowed}, **bounds)
+
+
+class Settings(BaseModel):
+    """What one host is to become. Immutable and complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # Source and build
+    llama_cpp_repository: str = setting(
+        "https://github.com/ggml-org/llama.cpp",
+        "Where llama.cpp's source is fetched from, by commit.",
+        allowed="the https:// address of a git repository",
+        pattern=r"^(https?|git)://[^\s'\"]+$",
+    )
+    llama_cpp_commit: str = setting(
+        "0c1e57098bba43ac29e6e3b677cdceebdd22334f",
+        "The commit that is built; git proves that the content is the commit's. "
+        "The default is what every figure in docs/ was measured on.",
+        allowed="a full commit hash, 40 hexadecimal digits",
+        pattern=r"^[0-9a-f]{40}$",
+    )
+    build_native: bool = setting(
+        True,
+        "Compile for this host's own CPU (`-march=native`). Turn off where a VPS may move between CPU types.",
+    )
+    build_jobs: int | None = setting(
+        None, "Compiler processes at once; unset: one a core, as far as free memory allows.", ge=1, le=64
+    )
+    keep_releases: int = setting(
+        2,
+        "Builds kept besides the current one, for going back without compiling.",
+        unit="releases",
+        ge=0,
+        le=20,
+    )
+
+    # Model
+    model: str = setting(
+        "qwen2.5-1.5b-instruct",
+        f"A model of the catalogue, or `{CUSTOM}` with the four below.",
+        allowed=", ".join([*CATALOGUE, CUSTOM]),
+    )
+    model_name: str | None = setting(
+        None,
+        f"With `{CUSTOM}`: the name the API serves it under.",
+        allowed="up to 64 lower-case letters, digits, dots, dashes",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+    )
+    model_url: str | None = setting(
+        None,
+        f"With `{CUSTOM}`: the address of a GGUF file.",
+        allowed="an https:// address",
+        pattern=r"^https?://[^\s'\"]+$",
+    )
+    model_sha256: str | None = setting(
+        None,
+        f"With `{CUSTOM}`: the file's SHA-256, in hexadecimal.",
+        allowed="64 hexadecimal digits",
+        pattern=r"^[0-9a-f]{64}$",
+    )
+    model_size_bytes: int | None = setting(
+        None, f"With `{CUSTOM}`: the file's exact size.", unit="bytes", ge=24, le=64 * 1024**3
+    )
+    model_kv_bytes_per_token: int = setting(
+        32_768,
+        f"With `{CUSTOM}`: KV cache per token of context at f16, for the memory estimate "
+        "(2 × layers × KV heads × head size × 2).",
+        unit="bytes",
+        ge=0,
+        le=4 * 1024**2,
+    )
+    keep_models: int = setting(
+        1,
+        "Model files kept besides the current one, for going back without a download.",
+        unit="files",
+        ge=0,
+        le=20,
+    )
+    download_attempts: int = setting(
+        8, "How often a broken or stalled download is resumed before the deploy fails.", ge=1, le=100
+    )
+    download_stall_seconds: int = setting(
+        30, "A download below 1 KiB/s for this long is dropped and resumed.", unit="s", ge=2, le=600
+    )
+    allow_insecure_downloads: bool = setting(
+        False,
+        "Allow `http://` and `git://` addresses: for a mirror in your own network, never for the internet.",
+    )
+
+    # Service
+    service_user: UserName = setting(
+        "local-llm", "User of llama-server; created as a system user if it does not exist.", allowed=USER_NAME
+    )
+    service_group: UserName = setting(
+        "local-llm",
+        "Group of llama-server; its members reach the socket. The gateway joins it.",
+        allowed=USER_NAME,
+    )
+    context_tokens: int = setting(
+        16_384,
+        "Context length. OpenClaw refuses agent models below 4,000; 2,048 serves utility requests only.",
+        unit="tokens",
+        ge=512,
+        le=131_072,
+    )
+    kv_cache_type: Literal["f16", "q8_0"] = setting(
+        "f16",
+        "Precision of the KV cache. `q8_0` halves it (0.22 GB less at 16,384 tokens of the 1.5B model).",
+    )
+    repack_weights: bool = setting(
+        False,
+        "Rewrite weights for the CPU at start. On AVX2 it cost 0.6 GB and made prompts 1.3 times slower: off.",
+    )
+    parallel: int = setting(
+        1, "Requests computed at once. On 2 cores one slot answers sooner; the gateway queues.", ge=1, le=8
+    )
+    threads: int | None = setting(
+        None, "Compute threads; unset: one a core, as many as `cpu_quota_percent` pays for.", ge=1, le=256
+    )
+    max_output_tokens: int = setting(
+        2_048, "Length of an answer when the request sets none.", unit="tokens", ge=1, le=131_072
+    )
+    prompt_cache_mib: int = setting(
+        256, "RAM for prompts seen before. llama-server's own default, 8192, outgrows the limit.",
+        unit="MiB", ge=0, le=16_384,
+    )  # fmt: skip
+    memory_max_mib: int = setting(
+        3_072, "Hard memory limit of llama-server; above it only llama-server is killed.",
+        unit="MiB", ge=64, le=1_048_576,
+    )  # fmt: skip
+    memory_goal_mib: int = setting(2_560, "Memory above which checks warn.", unit="MiB", ge=32, le=1_048_576)
+    cpu_quota_percent: int = setting(200, "CPU limit of llama-server: 100 is one core.", unit="%", ge=10, le=25_600)
+    cpu_weight: int = setting(
+        400,
+        "CPU share against other services when the CPU is short (their default: 100).",
+        ge=1,
+        le=10_000,
+    )
+
+    # Gateway
+    api_port: Port = setting(8765, "Port of the API on 127.0.0.1.")
+    metrics_port: Port = setting(8766, "Port of the Prometheus endpoint on 127.0.0.1.")
+    queue_length: int = setting(
+        8,
+        "Requests that may wait for a slot; more are answered 503 at once.",
+        unit="requests",
+        ge=0,
+        le=1_000,
+    )
+    queue_timeout_seconds: int = setting(
+        120, "How long a request waits for a slot before it is answered 503.", unit="s", ge=1, le=3_600
+    )
+    request_timeout_seconds: int = setting(
+        600,
+        "Silence of llama-server after which a request is answered 504. A full context of 16,384 tokens takes "
+        "about 6 minutes to read at 45 tokens/s.",
+        unit="s",
+        ge=5,
+        le=7_200,
+    )
+    max_body_kib: int = setting(256, "Largest request body; larger ones are answered 413.", unit="KiB", ge=4, le=4_096)
+    gateway_memory_max_mib: int = setting(256, "Hard memory limit of the gateway.", unit="MiB", ge=64, le=4_096)
+
+    # Firewall
+    firewall: bool = setting(True, "Manage UFW: deny incoming, allow outgoing, SSH stays open.")
+    firewall_allowed_ports: tuple[FirewallPort, ...] = setting(
+        (),
+        "Further ports open to the world, such as `443/tcp`. Rules you added by hand stay.",
+        allowed="a list of ports with protocol, such as 443/tcp or 60000:61000/udp",
+    )
+
+    # Monitoring
+    health_interval_minutes: Literal[1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30] = setting(
+        5, "Minutes between health checks.", unit="min"
+    )
+    log_retention_days: int = setting(7, "Days that health logs are kept, compressed.", unit="days", ge=1, le=365)
+    response_limit_seconds: float = setting(
+        5.0, "Time of a short answer above which checks warn.", unit="s", gt=0, le=600
+    )
+
+    # Host
+    apt_lock_timeout_seconds: int = setting(
+        600, "How long to wait while another process (unattended-upgrades on a new VPS) installs packages.",
+        unit="s", ge=0, le=7_200,
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        """group_data and `--data` give lists; a frozen model holds tuples."""
+        if not isinstance(data, Mapping):
+            return data
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Settings:
+        problems = list(_inconsistencies(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def selected_model(self) -> Model:
+        """The model that `model` names, with the custom settings filled in."""
+        if self.model != CUSTOM:
+            return CATALOGUE[self.model]
+        assert self.model_name is not None
+        assert self.model_url is not None
+        assert self.model_sha256 is not None
+        assert self.model_size_bytes is not None
+        return Model(
+            name=self.model_name,
+            url=self.model_url,
+            sha256=self.model_sha256,
+            size_bytes=self.model_size_bytes,
+            kv_bytes_per_token=self.model_kv_bytes_per_token,
+            licence="as its publisher says",
+        )
+
+
+def _inconsistencies(settings: Settings) -> Iterable[str]:
+    """Problems between settings, each as `name = value: what is allowed`."""
+    custom = {name: getattr(settings, name) for name in ("model_name", "model_url", "model_sha256", "model_size_bytes")}
+    if settings.model == CUSTOM:
+        for name in (name for name, value in custom.items() if value is None):
+            yield f'{name} is missing: model = "{CUSTOM}" needs it'
+    elif settings.model not in CATALOGUE:
+        yield f"model = {settings.model!r}: allowed: {', '.join([*CATALOGUE, CUSTOM])}"
+    else:
+        for name, value in custom.items():
+            if value is not None:
+                yield f'{name} = {value!r}: only with model = "{CUSTOM}"'
+    if not settings.allow_insecure_downloads:
+        for name in ("llama_cpp_repository", "model_url"):
+            url = getattr(settings, name)
+            if url is not None and not url.startswith("https://"):
+                yield f"{name} = {url!r}: allowed: https:// addresses (or allow_insecure_downloads = True)"
+    if settings.metrics_port == settings.api_port:
+        yield f"metrics_port = {settings.metrics_port}: allowed: a port other than api_port"
+    if settings.memory_goal_mib > settings.memory_max_mib:
+        limit = f"memory_max_mib ({settings.memory_max_mib})"
+        yield f"memory_goal_mib = {settings.memory_goal_mib}: allowed: up to {limit}"
+    if settings.prompt_cache_mib >= settings.memory_max_mib:
+        yield (
+            f"prompt_cache_mib = {settings.prompt_cache_mib}: allowed: less than memory_max_mib "
+            f"({settings.memory_max_mib})"
+        )
+    for port in settings.firewall_allowed_ports:
+        numbers = [int(number) for number in re.findall(r"\d+", port)]
+        if not all(1 <= number <= 65535 for number in numbers) or numbers != sorted(numbers):
+            yield f"firewall_allowed_ports contains {port!r}: allowed: ports from 1 to 65535, ranges ascending"
+        elif any(numbers[0] <= own <= numbers[-1] for own in (settings.api_port, settings.metrics_port)):
+            yield f"firewall_allowed_ports contains {port!r}: the API's ports are never opened; use an SSH tunnel"
+
+
+def is_connector_data(name: str) -> bool:
+    """Whether a host's datum belongs to pyinfra (how to connect, `_sudo` and the like) and not to us."""
+    return name.startswith(("_", "ssh_", "docker_", "podman_", "local_"))
+
+
+def parse(data: Mapping[str, Any]) -> tuple[Settings | None, list[str]]:
+    """Build settings from one host's data.
+
+    Returns the settings, or None and every problem as one line each: the setting's name, its value and what is
+    allowed.
+    """
+    own = {name: value for name, value in data.items() if not is_connector_data(name)}
+    try:
+        return Settings(**own), []
+    except ValidationError as error:
+        details = error.errors()
+    wrong = {str(detail["loc"][0]): _problem(detail) for detail in details if detail["loc"]}
+    problems = list(wrong.values())
+    # Pydantic compares settings with each other only once each is right by itself; look at the right ones now.
+    if wrong and (right := {name: value for name, value in own.items() if name not in wrong}):
+        problems += [line for line in parse(right)[1] if not line.startswith(tuple(wrong))]
+    return None, problems or [line for detail in details for line in str(detail["ctx"]["error"]).splitlines()]
+
+
+def _problem(detail: Any) -> str:
+    name, value = str(detail["loc"][0]), detail["input"]
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else "docs/SETTINGS.md lists them all"
+        return f"{name} = {value!r}: no such setting; {hint}"
+    return f"{name} = {value!r}: allowed: {allowed_values(name)}"
+
+
+def allowed_values(name: str) -> str:
+    """What a setting accepts, in words: for error messages and for docs/SETTINGS.md."""
+    schema = Settings.model_json_schema()["properties"][name]
+    words = schema["allowed"] or " or ".join(_allowed(kind, schema["unit"]) for kind in schema.get("anyOf", [schema]))
+    return words if schema.get("default", "") is not None or words.endswith("None") else f"{words} or None"
+
+
+def _allowed(schema: Mapping[str, Any], unit: str) -> str:
+    suffix = f" {unit}" if unit else ""
+    if "enum" in schema:
+        return ", ".join(str(value) for value in schema["enum"]) + suffix
+    match schema["type"]:
+        case "boolean":
+            return "True or False"
+        case "null":
+            return "None"
+        case kind:
+            noun = {"integer": "a whole number", "number": "a number"}[kind]
+            low = schema["minimum"] if "minimum" in schema else f"above {schema['exclusiveMinimum']}"
+            return f"{noun} from {low} to {schema['maximum']}{suffix}"

@@ -1,0 +1,1 @@
+"""The deploy's tasks, one module and one concern each."""

@@ -1,0 +1,107 @@
+"""Checks on the host: the `checks` package, its limits, the health check's cron job and the logs' rotation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pyinfra.api import deploy
+
+from operations import files
+from operations.files import ManagedFile
+from tasks import paths
+from tasks.gateway import CONFIGURATION_FILE
+from tasks.preflight import Target
+from tasks.rendering import rendered
+from tasks.service import ENVIRONMENT_FILE
+
+CHECKS_SOURCE = Path(__file__).resolve().parent.parent / "checks"
+CHECKS_CONFIGURATION = f"{paths.CONFIGURATION}/checks.json"
+EXPOSURE_LIMITS = {"service": 0.3, "gateway": 1.5}
+"""What `systemd-analyze security` may say at most of the two units: what they were measured at."""
+
+
+def checks_package() -> list[ManagedFile]:
+    """The `checks` package as it is in this checkout."""
+    return [
+        ManagedFile(f"{paths.CHECKS}/{source.name}", source.read_text())
+        for source in sorted(CHECKS_SOURCE.glob("*.py"))
+    ]
+
+
+def checks_configuration(target: Target) -> ManagedFile:
+    """What the checks compare the host with, in the format that checks/config.py reads."""
+    settings = target.settings
+    model = settings.selected_model
+    watched = [
+        "/etc/systemd/system/localllm.slice",
+        f"/etc/systemd/system/{paths.SERVICE_UNIT}",
+        f"/etc/systemd/system/{paths.GATEWAY_UNIT}",
+        ENVIRONMENT_FILE,
+        CONFIGURATION_FILE,
+        target.model_file,
+        f"{paths.CURRENT}/bin/llama-server",
+    ]
+    executable = (f"{paths.CURRENT}/bin/llama-server",)
+    content = {
+        "api_url": f"http://127.0.0.1:{settings.api_port}",
+        "metrics_url": f"http://127.0.0.1:{settings.metrics_port}/metrics",
+        "socket": paths.SOCKET,
+        "service_unit": paths.SERVICE_UNIT,
+        "gateway_unit": paths.GATEWAY_UNIT,
+        "service_user": settings.service_user,
+        "service_group": settings.service_group,
+        "gateway_user": paths.GATEWAY_USER,
+        "model": {
+            "name": model.name,
+            "path": target.model_file,
+            "sha256": model.sha256,
+            "size_bytes": model.size_bytes,
+        },
+        "llama_cpp_commit": settings.llama_cpp_commit,
+        "release": target.release.id,
+        "context_tokens": settings.context_tokens,
+        "memory_max_mib": settings.memory_max_mib,
+        "memory_goal_mib": settings.memory_goal_mib,
+        "response_limit_seconds": settings.response_limit_seconds,
+        "exposure_limit_service": EXPOSURE_LIMITS["service"],
+        "exposure_limit_gateway": EXPOSURE_LIMITS["gateway"],
+        "firewall": settings.firewall,
+        "denied_ports": [settings.api_port, settings.metrics_port],
+        "health_interval_minutes": settings.health_interval_minutes,
+        "log_retention_days": settings.log_retention_days,
+        "files": [
+            {"path": path, "mode": "0755" if path in executable else "0644", "owner": "root", "group": "root"}
+            for path in watched
+        ],
+    }
+    return ManagedFile(CHECKS_CONFIGURATION, json.dumps(content, indent=2) + "\n")
+
+
+@deploy("Monitoring")
+def install(target: Target) -> None:
+    """Install the checks, the `local-llm` command, the cron job and the rotation of the logs."""
+    settings = target.settings
+    files.managed(
+        name="Install the checks",
+        files=[
+            *checks_package(),
+            checks_configuration(target),
+            rendered("/usr/local/bin/local-llm", mode="0755", root=paths.ROOT),
+        ],
+    )
+    files.managed(
+        name="Rotate the logs",
+        files=[
+            rendered(
+                "/etc/logrotate.d/local-llm",
+                health_log=paths.HEALTH_LOG,
+                log_retention_days=settings.log_retention_days,
+            )
+        ],
+        validate="logrotate --debug --state /dev/null {}",
+    )
+    files.managed(
+        name="Check health by cron",
+        files=[rendered("/etc/cron.d/local-llm", health_interval_minutes=settings.health_interval_minutes)],
+    )

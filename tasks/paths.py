@@ -1,0 +1,27 @@
+"""Where things lie on the host, and the names of our units and accounts."""
+
+from __future__ import annotations
+
+ROOT = "/opt/local-llm"
+CURRENT = f"{ROOT}/current"
+MODELS = f"{ROOT}/models"
+CHECKS = f"{ROOT}/checks"
+CONFIGURATION = "/etc/local-llm"
+STATE = "/var/lib/local-llm"
+SCRATCH = "/var/cache/local-llm"
+RUNTIME = "/run/local-llm"
+SOCKET = f"{RUNTIME}/llama.sock"
+GATEWAY_RUNTIME = "/run/local-llm-gateway"
+GATEWAY_ADMIN_SOCKET = f"{GATEWAY_RUNTIME}/admin.sock"
+HEALTH_LOG = "/var/log/llm-health.log"
+
+SERVICE_UNIT = "local-llm.service"
+GATEWAY_UNIT = "local-llm-gateway.service"
+GATEWAY_USER = "local-llm-gateway"
+BUILD_USER = "local-llm-build"
+"""Downloads, and compiles other people's source; owns nothing that runs."""
+
+
+def model_file(name: str, sha256: str) -> str:
+    """A model's file, named by its checksum so that two files of one model never share a name."""
+    return f"{MODELS}/{name}-{sha256[:16]}.gguf"

@@ -1,0 +1,199 @@
+"""How much memory and disk a model needs on a host, and whether the host can take the deploy. No pyinfra here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from facts.machine import OWN_SERVICES, LoginState, MachineState
+from settings import Model, Settings
+
+MIB = 1024**2
+
+SYSTEMS = {("ubuntu", "24.04"), ("debian", "12"), ("debian", "13")}
+ARCHITECTURES = ("x86_64", "aarch64")
+
+SERVER_MIB = 130
+"""llama-server without weights and KV cache: code, compute buffers for a batch of 512 (measured on the 1.5B)."""
+HOST_RESERVE_MIB = 512
+"""What the system itself keeps, so that the model is not what fills the machine."""
+BUILD_DISK_MIB = 1_500
+"""Source (200 MiB), objects (250 MiB), packages (700 MiB) and the compiler's cache, rounded up."""
+
+
+class Status(Enum):
+    """How a finding counts: FAIL stops the deploy of this host before it changes anything."""
+
+    PASS = "PASS"  # noqa: S105 - not a password
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the preflight table. `remedy` says what to do where the status is not PASS."""
+
+    name: str
+    status: Status
+    found: str
+    needed: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Resident memory of llama-server in MiB, by what takes it."""
+
+    weights: int
+    kv_cache: int
+    server: int
+    prompt_cache: int
+
+    @property
+    def serving(self) -> int:
+        """What one request takes."""
+        return self.weights + self.kv_cache + self.server
+
+    @property
+    def peak(self) -> int:
+        """With the prompt cache full."""
+        return self.serving + self.prompt_cache
+
+    def __str__(self) -> str:
+        return (
+            f"weights {self.weights} + KV cache {self.kv_cache} + server {self.server} + prompt cache "
+            f"{self.prompt_cache} = {self.peak} MiB"
+        )
+
+
+def memory_plan(settings: Settings) -> MemoryPlan:
+    """What llama-server will take with these settings. Repacking adds a second copy of most weights."""
+    model = settings.selected_model
+    weights = model.size_bytes * (1.6 if settings.repack_weights else 1.0)
+    kv_factor = {"f16": 1.0, "q8_0": 8.5 / 16}[settings.kv_cache_type]
+    return MemoryPlan(
+        weights=round(weights / MIB),
+        kv_cache=round(model.kv_bytes_per_token * settings.context_tokens * kv_factor / MIB),
+        server=SERVER_MIB,
+        prompt_cache=settings.prompt_cache_mib,
+    )
+
+
+def compute_threads(settings: Settings, machine: MachineState) -> int:
+    """Threads for computing: as asked, or one a core as far as the CPU quota pays for them."""
+    return settings.threads or max(1, min(machine.cores, -(-settings.cpu_quota_percent // 100)))
+
+
+def disk_needs(settings: Settings, release_exists: bool, model_exists: bool) -> dict[str, int]:
+    """MiB that the deploy will write below each of the directories it writes to."""
+    model: Model = settings.selected_model
+    return {
+        "/opt": (0 if model_exists else round(model.size_bytes / MIB)) + 100,
+        "/var": 100 if release_exists else BUILD_DISK_MIB,
+    }
+
+
+def findings(
+    settings: Settings, login: LoginState, machine: MachineState, disk_mib: dict[str, int]
+) -> Iterator[Finding]:
+    """All that decides whether this host can become what the settings say, in the order of the table."""
+    yield _system(machine)
+    yield _finding("init", machine.init == "systemd", machine.init or "unknown", "systemd", "use a host with systemd")
+    yield _finding(
+        "architecture", machine.architecture in ARCHITECTURES, machine.architecture or "unknown",
+        "x86_64 or aarch64", "use a 64-bit host",
+    )  # fmt: skip
+    yield _sudo(login)
+    yield _cpu(machine)
+    yield from _memory(settings, machine)
+    yield from _disk(machine, disk_mib)
+    for name in ("api_port", "metrics_port"):
+        yield _port(name, getattr(settings, name), machine)
+    if settings.firewall:
+        yield _ssh(login, machine)
+
+
+def _finding(name: str, good: bool, found: str, needed: str, remedy: str, bad: Status = Status.FAIL) -> Finding:
+    return Finding(name, Status.PASS if good else bad, found, needed, "" if good else remedy)
+
+
+def _system(machine: MachineState) -> Finding:
+    return _finding(
+        "system",
+        (machine.os_id, machine.os_version) in SYSTEMS,
+        machine.os_name,
+        "Ubuntu 24.04, Debian 12 or 13",
+        "reinstall the host with one of these; others were not tested",
+    )
+
+
+def _sudo(login: LoginState) -> Finding:
+    found = "root" if login.is_root else f"{login.user}, sudo {'works' if login.sudo_without_password else 'asks'}"
+    return _finding(
+        "root rights", login.is_root or login.sudo_without_password, found, "root, or sudo without a password",
+        f"run with --use-sudo-password, or allow it: echo '{login.user} ALL=(ALL) NOPASSWD:ALL' | "
+        f"sudo tee /etc/sudoers.d/{login.user}", bad=Status.WARN,
+    )  # fmt: skip
+
+
+def _cpu(machine: MachineState) -> Finding:
+    wanted = {"x86_64": "avx2", "aarch64": "asimddp"}.get(machine.architecture, "")
+    return _finding(
+        "cpu", wanted in machine.cpu_flags, f"{machine.cores} cores, {machine.cpu_model or 'unknown'}",
+        f"{wanted or 'vector instructions'}", "it will work, several times slower; choose another VPS type",
+        bad=Status.WARN,
+    )  # fmt: skip
+
+
+def _memory(settings: Settings, machine: MachineState) -> Iterator[Finding]:
+    plan = memory_plan(settings)
+    yield _finding(
+        "memory limit",
+        plan.peak <= settings.memory_max_mib,
+        f"{plan}",
+        f"at most memory_max_mib = {settings.memory_max_mib}",
+        "lower context_tokens or prompt_cache_mib, set kv_cache_type = 'q8_0', or raise memory_max_mib",
+    )
+    # What our own running service holds now is what the new one will hold instead.
+    available = machine.memory_available_mib + machine.llama_memory_mib
+    enough = machine.memory_total_mib >= plan.peak + HOST_RESERVE_MIB
+    yield Finding(
+        "memory",
+        Status.FAIL if not enough else Status.PASS if available >= plan.serving else Status.WARN,
+        f"{machine.memory_total_mib} MiB, {available} available",
+        f"{plan.peak} + {HOST_RESERVE_MIB} for the system = {plan.peak + HOST_RESERVE_MIB} MiB",
+        "" if enough and available >= plan.serving else "choose a smaller model or context, or a larger VPS",
+    )
+
+
+def _disk(machine: MachineState, needs: dict[str, int]) -> Iterator[Finding]:
+    for directory, needed in needs.items():
+        free = machine.disk_free_mib.get(directory, 0)
+        yield _finding(
+            f"disk {directory}", free >= needed, f"{free} MiB free", f"{needed} MiB",
+            "make room: `sudo apt-get clean`, `sudo journalctl --vacuum-size=100M`, or a larger disk",
+        )  # fmt: skip
+
+
+def _port(setting: str, port: int, machine: MachineState) -> Finding:
+    process = machine.listeners.get(port)
+    ours = process is not None and OWN_SERVICES[1] in machine.services_active
+    return _finding(
+        f"port {port}", process is None or ours, "ours" if ours else (process or "free"), "free, or ours",
+        f"stop what listens there (`sudo ss -ltnp 'sport = :{port}'`) or set {setting} to another port",
+    )  # fmt: skip
+
+
+def _ssh(login: LoginState, machine: MachineState) -> Finding:
+    ports = ssh_ports(login, machine)
+    # Without an SSH session (`pyinfra @local`) and without an SSH server there is nothing to shut out.
+    return _finding(
+        "ssh", bool(ports) or login.ssh_port is None, f"ports {', '.join(map(str, ports))}" if ports else "none",
+        "stays open", "the SSH server's port could not be found; set firewall = False", bad=Status.FAIL,
+    )  # fmt: skip
+
+
+def ssh_ports(login: LoginState, machine: MachineState) -> list[int]:
+    """Every port on which SSH is or will be served: the session's own, sshd's configuration, its listeners."""
+    return sorted(machine.ssh_ports | ({login.ssh_port} if login.ssh_port else set()))

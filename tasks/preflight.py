@@ -1,0 +1,70 @@
+"""What the host is, and whether the deploy may begin: nothing before this changes anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyinfra import host
+from pyinfra.api import deploy
+
+from facts.llama_cpp import Releases
+from facts.machine import LoginState, Machine, MachineState
+from facts.model import ModelFiles
+from operations import lock, preflight
+from operations.llama_cpp import Release
+from settings import Settings
+from tasks import paths
+from tasks.planning import Finding, Status, disk_needs, findings
+from tasks.tables import show
+
+
+@dataclass(frozen=True)
+class Target:
+    """One host with its settings and what was found on it: what every task works from."""
+
+    settings: Settings
+    login: LoginState
+    machine: MachineState
+    release: Release
+    findings: tuple[Finding, ...]
+
+    @property
+    def model_file(self) -> str:
+        model = self.settings.selected_model
+        return paths.model_file(model.name, model.sha256)
+
+
+def inspect(settings: Settings, login: LoginState) -> Target:
+    """Look at the host, change nothing, and show all findings in one table."""
+    machine = host.get_fact(Machine)
+    release = Release(
+        repository=settings.llama_cpp_repository,
+        commit=settings.llama_cpp_commit,
+        native=settings.build_native,
+        cpu=f"{machine.architecture} {' '.join(sorted(machine.cpu_flags))}",
+    )
+    release_exists = release.id in host.get_fact(Releases, root=paths.ROOT).releases
+    model_exists = any(
+        file.sha256 == settings.selected_model.sha256 for file in host.get_fact(ModelFiles, directory=paths.MODELS)
+    )
+    results = tuple(findings(settings, login, machine, disk_needs(settings, release_exists, model_exists)))
+    show(
+        f"Preflight: {host.name}",
+        ("check", "status", "found", "needed", "what to do"),
+        [(result.name, result.status.value, result.found, result.needed, result.remedy) for result in results],
+    )
+    return Target(settings, login, machine, release, results)
+
+
+@deploy("Preflight")
+def check(target: Target) -> None:
+    """Stop this host where a finding forbids the deploy, and take the deploy's lock; other hosts go on."""
+    preflight.required(
+        name="Require a host that can take the deploy",
+        failures=[
+            f"{finding.name}: {finding.found}; needed: {finding.needed}. {finding.remedy}"
+            for finding in target.findings
+            if finding.status is Status.FAIL
+        ],
+    )
+    lock.exclusive(name="Take the deploy's lock")

@@ -1,0 +1,76 @@
+"""llama-server as a sandboxed systemd service on a unix socket."""
+
+from __future__ import annotations
+
+from pyinfra.api import deploy
+
+from facts.systemd import STAMP_VARIABLE
+from operations import files, systemd
+from operations.files import ManagedFile
+from tasks import paths
+from tasks.planning import compute_threads
+from tasks.preflight import Target
+from tasks.rendering import rendered
+
+ENVIRONMENT_FILE = f"{paths.CONFIGURATION}/llama-server.env"
+READY = f"curl -fsS -m 2 -o /dev/null --unix-socket {paths.SOCKET} http://localhost/health 2>/dev/null"
+READY_SECONDS = 180
+"""Loading a model is reading a file: 2 GB at 15 MB/s, the slowest disk a VPS was seen with, take 140 s."""
+
+
+def unit_files(target: Target) -> list[ManagedFile]:
+    """The unit and its slice."""
+    settings = target.settings
+    return [
+        rendered("/etc/systemd/system/localllm.slice", cpu_weight=settings.cpu_weight),
+        rendered(
+            f"/etc/systemd/system/{paths.SERVICE_UNIT}",
+            model_name=settings.selected_model.name,
+            service_user=settings.service_user,
+            service_group=settings.service_group,
+            memory_max_mib=settings.memory_max_mib,
+            memory_high_mib=settings.memory_max_mib * 91 // 100,
+            cpu_quota_percent=settings.cpu_quota_percent,
+        ),
+    ]
+
+
+def environment_file(target: Target, stamp: str) -> ManagedFile:
+    """llama-server's options, with the stamp that the running process is compared by."""
+    settings = target.settings
+    return rendered(
+        ENVIRONMENT_FILE,
+        model_file=target.model_file,
+        model_name=settings.selected_model.name,
+        socket=paths.SOCKET,
+        context_tokens=settings.context_tokens,
+        kv_cache_type=settings.kv_cache_type,
+        prompt_cache_mib=settings.prompt_cache_mib,
+        repack_weights=settings.repack_weights,
+        parallel=settings.parallel,
+        threads=compute_threads(settings, target.machine),
+        max_output_tokens=settings.max_output_tokens,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        stamp_variable=STAMP_VARIABLE,
+        stamp=stamp,
+    )
+
+
+def service_stamp(target: Target) -> str:
+    """A digest of all that llama-server must be restarted for: units, options, binary and model."""
+    options = environment_file(target, stamp="").content
+    return systemd.stamp(*(unit.content for unit in unit_files(target)), options, target.release.id)
+
+
+@deploy("Service")
+def run(target: Target) -> None:
+    """Write unit and options, restart at most once and only if something changed, and wait for its health."""
+    stamp = service_stamp(target)
+    files.managed(name="Write unit and options", files=[*unit_files(target), environment_file(target, stamp)])
+    systemd.service(
+        name="Run llama-server",
+        unit=paths.SERVICE_UNIT,
+        stamp=stamp,
+        ready=READY,
+        ready_timeout_seconds=READY_SECONDS,
+    )
