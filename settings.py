@@ -388,3 +388,34 @@ def _allowed(schema: Mapping[str, Any], unit: str) -> str:
             noun = {"integer": "a whole number", "number": "a number"}[kind]
             low = schema["minimum"] if "minimum" in schema else f"above {schema['exclusiveMinimum']}"
             return f"{noun} from {low} to {schema['maximum']}{suffix}"
+
+
+_PAGE = """# Settings
+
+Generated from settings.py by `make docs`; change them in group_data/all.py (every host) or inventory.py (one host).
+
+| setting | default | allowed | why |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """docs/SETTINGS.md."""
+    rows = (
+        f"| `{name}` | `{_default(field.default)}` | {allowed_values(name)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    )
+    models = (
+        f"| `{model.name}` | {model.size_bytes / 1e9:.2f} GB | {model.licence} | `{model.sha256}` |"
+        for model in CATALOGUE.values()
+    )
+    catalogue = ["", "## Models", "", "| model | size | licence | SHA-256 |", "|---|---|---|---|", *models]
+    return _PAGE + "\n".join([*rows, *catalogue]) + "\n"
+
+
+def _default(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -34,9 +34,7 @@ BUSY_LOAD_PER_CORE = 0.75
 class ApiError(Exception):
     """The API did not do what it promises; the message says what it did."""
 
-    def __init__(
-        self, message: str, status_code: int | None = None, retry_after_seconds: int | None = None
-    ) -> None:
+    def __init__(self, message: str, status_code: int | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
         self.status_code = status_code
         self.retry_after_seconds = retry_after_seconds
@@ -111,7 +109,7 @@ def models(config: Config, _host: Host) -> Iterator[Result]:
             "context",
             context >= config.context_tokens,
             f"{context} tokens",
-            f"{config.context_tokens} tokens",
+            f"at least {config.context_tokens} tokens",
             "Longer prompts are refused. The service runs with other settings than the deployed ones: "
             f"sudo systemctl restart {config.service_unit}",
         )
@@ -148,7 +146,7 @@ def response_time(config: Config, host: Host) -> Iterator[Result]:
     Too slow on an idle machine is a FAIL: the deployment cannot keep its promise. On a busy machine it is a
     WARN: the measurement says more about the other processes.
     """
-    name, limit = "response time", f"{config.response_limit_seconds:g} s"
+    name, limit = "response time", f"at most {config.response_limit_seconds:g} s"
     load = host.load_per_core()
     try:
         with new_session() as session:
@@ -263,9 +261,7 @@ def _post(session: requests.Session, api_url: str, body: dict[str, Any]) -> requ
     return chat(session, api_url, body, COMPLETION_SECONDS)
 
 
-def chat(
-    session: requests.Session, api_url: str, body: dict[str, Any], silence_seconds: float
-) -> requests.Response:
+def chat(session: requests.Session, api_url: str, body: dict[str, Any], silence_seconds: float) -> requests.Response:
     """POST a chat completion; the body of the response is still to be read. Raises ApiError."""
     url = f"{api_url}/v1/chat/completions"
     return _checked(lambda: session.post(url, json=body, timeout=(CONNECT_SECONDS, silence_seconds), stream=True))

@@ -62,7 +62,7 @@ def _explain(url: str, error: api.ApiError, again: str) -> str:
             "start it: sudo systemctl start local-llm local-llm-gateway"
         )
     if error.status_code == 503:
-        return _explain_unavailable(url, again)
+        return _explain_unavailable(url, error, again)
     if error.status_code == 413:
         return "The question is longer than the gateway accepts (HTTP status 413). Ask with less text."
     if error.status_code == 400 and "context" in str(error):
@@ -77,11 +77,11 @@ def _explain(url: str, error: api.ApiError, again: str) -> str:
     return f"The local LLM refused the question ({error}). More: sudo journalctl -u local-llm -n 20"
 
 
-def _explain_unavailable(url: str, again: str) -> str:
+def _explain_unavailable(url: str, error: api.ApiError, again: str) -> str:
     """503 has three causes, and /health tells them apart."""
     health = probe.over_tcp(url)
     if health.ok:
-        return f"The local LLM is busy and its queue is full (HTTP status 503). Try again {again}."
+        return f"The local LLM is busy ({error}). Try again {again}."
     if health.state == "loading":
         return "The model is still being loaded (HTTP status 503). Try again in a few seconds."
     return (

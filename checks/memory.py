@@ -20,7 +20,7 @@ NEAR_LIMIT = 0.9
 
 def resident(config: Config, host: Host) -> Iterator[Result]:
     """Resident memory: over the goal is a WARN, near the limit a FAIL."""
-    name, limit = "resident memory", f"goal {config.memory_goal_mib} MiB"
+    name, limit = "resident memory", f"at most {config.memory_goal_mib} MiB"
     unit = host.unit(config.service_unit)
     if not unit.pid:
         yield _not_running(config, name, limit)
@@ -41,7 +41,7 @@ def resident(config: Config, host: Host) -> Iterator[Result]:
 def accounted(config: Config, host: Host) -> Iterator[Result]:
     """What the kernel accounts to the service, file cache included: now, at its highest, and the limit."""
     unit = host.unit(config.service_unit)
-    goal = f"goal {config.memory_goal_mib} MiB"
+    goal = f"at most {config.memory_goal_mib} MiB without file cache"
     if not unit.pid:
         yield _not_running(config, "memory limit", f"{config.memory_max_mib} MiB")
         return
@@ -62,7 +62,7 @@ def accounted(config: Config, host: Host) -> Iterator[Result]:
         yield judge(
             "accounted memory",
             needed <= config.memory_goal_mib * MIB,
-            f"{memory.current_bytes / MIB:.0f} MiB{reclaimable} ({memory.source})",
+            f"{memory.source}: {memory.current_bytes / MIB:.0f} MiB{reclaimable}",
             goal,
             f"The service needs more than planned. See: systemctl status {config.service_unit}",
             otherwise=Status.WARN,
@@ -72,7 +72,7 @@ def accounted(config: Config, host: Host) -> Iterator[Result]:
             "highest memory",
             memory.peak_bytes <= config.memory_max_mib * MIB,
             f"{memory.peak_bytes / MIB:.0f} MiB since the start",
-            f"{config.memory_max_mib} MiB",
+            f"at most {config.memory_max_mib} MiB",
             "The service has used more than its limit allows: the limit did not hold. "
             f"See: systemctl show -p MemoryMax {config.service_unit}",
         )

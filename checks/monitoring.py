@@ -51,25 +51,36 @@ def cron(_config: Config, host: Host) -> Iterator[Result]:
 
 
 def log_rotation(config: Config, host: Host) -> Iterator[Result]:
-    """logrotate accepts its file and keeps as many days as configured."""
+    """logrotate accepts its file and keeps the health log for as many days as configured."""
     name, limit = "log rotation", f"{config.log_retention_days} days"
     if not host.exists(LOGROTATE_FILE):
-        yield Result(
-            name, Status.FAIL, f"{LOGROTATE_FILE} is missing", limit, "Logs grow without end. Deploy again."
-        )
+        yield Result(name, Status.FAIL, f"{LOGROTATE_FILE} is missing", limit, "Logs grow without end. Deploy again.")
         return
     host.require_root("logrotate")
     done = host.run("logrotate", "--debug", LOGROTATE_FILE)
     report = done.stdout + done.stderr
     problems = re.findall(r"^error: .*", report, re.MULTILINE)
-    kept = sorted({int(number) for number in re.findall(r"\((\d+) rotations\)", report)})
+    kept = kept_days(report, HEALTH_LOG)
     yield judge(
         name,
-        done.code == 0 and not problems and kept == [config.log_retention_days],
-        problems[0] if problems else f"keeps {', '.join(map(str, kept)) or 'nothing'}",
+        done.code == 0 and not problems and kept == config.log_retention_days,
+        problems[0] if problems else "not rotated daily" if kept is None else f"{kept} days",
         limit,
         f"Logs are not rotated as planned. What logrotate says: sudo logrotate --debug {LOGROTATE_FILE}",
     )
+
+
+def kept_days(report: str, log: str) -> int | None:
+    """How many days of a log are kept, from `logrotate --debug`; None if it is not rotated daily.
+
+    The line is "rotating pattern: /var/log/a.log /var/log/b.log  after 1 days (7 rotations)".
+    """
+    for patterns, rotations in re.findall(
+        r"^rotating pattern: (.*?)\s+after 1 days .*?\((\d+) rotations", report, re.MULTILINE
+    ):
+        if log in patterns.split():
+            return int(rotations)
+    return None
 
 
 def last_health(config: Config, host: Host) -> Iterator[Result]:

@@ -72,7 +72,7 @@ def _row(result: Result, colour: bool) -> Iterator[str]:
     status = f"{result.status.value:4}"
     if colour:
         status = f"{_COLOURS[result.status]}{status}{_RESET}"
-    text = printable(result.value) + (f"  (limit: {printable(result.limit)})" if result.limit else "")
+    text = printable(result.value) + _beside(result)
     name = textwrap.wrap(printable(result.name), _NAME_WIDTH) or [""]
     values = textwrap.wrap(text, WIDTH - len(_INDENT) - _NAME_WIDTH - 2) or [""]
     for number in range(max(len(name), len(values))):
@@ -90,6 +90,15 @@ def _row(result: Result, colour: bool) -> Iterator[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+
+def _beside(result: Result) -> str:
+    """The limit: a bound always, since it says how far off the value is; any other only if it was not met."""
+    if result.limit.startswith(("at most", "at least")):
+        return f" ({printable(result.limit)})"
+    if result.status is Status.PASS or not result.limit:
+        return ""
+    return f" (expected: {printable(result.limit)})"
 
 
 def printable(text: str) -> str:

@@ -110,7 +110,7 @@ def exposure(config: Config, host: Host) -> Iterator[Result]:
             f"{unit} exposure",
             level <= limit,
             f"{level:.1f}",
-            f"{limit:.1f}",
+            f"at most {limit:.1f}",
             f"The sandbox is weaker than deployed. What opens it: systemd-analyze security {unit}",
         )
 
@@ -122,9 +122,7 @@ def files(config: Config, host: Host) -> Iterator[Result]:
         try:
             found = host.status(wanted.path)
         except FileNotFoundError:
-            yield Result(
-                wanted.path, Status.FAIL, "missing", limit, "A part of the deployment is gone. Deploy again."
-            )
+            yield Result(wanted.path, Status.FAIL, "missing", limit, "A part of the deployment is gone. Deploy again.")
             continue
         except PermissionError:
             yield Result(

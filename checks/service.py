@@ -78,6 +78,9 @@ def users(config: Config, host: Host) -> Iterator[Result]:
 def release(config: Config, host: Host) -> Iterator[Result]:
     """`current` is the configured release, built from the configured commit, and it is what runs."""
     remedy = "The installed build is not the deployed one. Deploy again."
+    if not host.exists(CURRENT_RELEASE):
+        yield Result("release", Status.FAIL, f"{CURRENT_RELEASE} leads nowhere", config.release, remedy)
+        return
     target = str(PurePosixPath(CURRENT_RELEASE).parent / host.link(CURRENT_RELEASE))
     wanted = f"{RELEASES}/{config.release}"
     yield judge("release", target == wanted, target.removeprefix(f"{RELEASES}/"), config.release, remedy)

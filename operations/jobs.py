@@ -92,10 +92,15 @@ class Job:
         )
 
 
-def follow(job: Job, arguments: Mapping[str, Any]) -> Callable[[State, Host], bool]:
-    """A function for `remote.call` that starts the job, or joins it where it runs, and reports until it ends."""
+def follow(job: Job, arguments: Mapping[str, Any], then: Job | None = None) -> Callable[[State, Host], bool]:
+    """A function for `remote.call` that starts the job, or joins it where it runs, and reports until it ends.
+
+    Where `then`, the job that works on this one's result, runs already, there is nothing to do.
+    """
 
     def start_and_watch(_state: State, host: Host) -> bool:
+        if then and _runs_this(then, _unit_state(then, host, arguments)):
+            return True
         unit = _unit_state(job, host, arguments)
         if _runs_this(job, unit):
             host.log_styled(f"{job.title}: already under way on the host, following it", fg="yellow")

@@ -86,8 +86,9 @@ def installed(release: Release, root: str, scratch: str, user: str, jobs: int) -
     there = host.get_fact(Releases, root=root)
     if release.id not in there.releases:
         arguments = connector_arguments(host)
-        yield call(follow(fetch_job(release, scratch, user), arguments))
-        yield call(follow(build_job(release, scratch, user, jobs), arguments))
+        build = build_job(release, scratch, user, jobs)
+        yield call(follow(fetch_job(release, scratch, user), arguments, then=build))
+        yield call(follow(build, arguments))
         yield StringCommand(script(_install(release, root, scratch)))
     if there.current != release.id:
         yield StringCommand(
@@ -105,7 +106,11 @@ def fetch_job(release: Release, scratch: str, user: str) -> Job:
         identity=f"Fetch {release.commit}",
         user=user,
         script=f"""
-rm -rf {scratch}/source && mkdir {scratch}/source && cd {scratch}/source
+cd {scratch}
+if [ "$(git -C source rev-parse HEAD 2>/dev/null)" = {release.commit} ] && [ -z "$(git -C source status -s)" ]; then
+    exit 0
+fi
+rm -rf source && mkdir source && cd source
 git init -q
 for attempt in 1 2 3 4 5; do
     git -c http.lowSpeedLimit=1024 -c http.lowSpeedTime=60 fetch --depth 1 --no-tags --progress \\

@@ -15,9 +15,10 @@ from collections.abc import Generator
 
 import gevent
 from pyinfra import host, state
-from pyinfra.api import operation
+from pyinfra.api import Host, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.state import StateStage
+from pyinfra.context import ctx_host
 
 from operations.remote import call, connector_arguments, fail, run, script
 
@@ -34,7 +35,9 @@ def exclusive() -> Generator[PyinfraCommand, None, None]:
     arguments = connector_arguments(host)
     token = uuid.uuid4().hex
     who = f"{getpass.getuser()}@{socket.gethostname()}"
-    held = gevent.spawn(run, host, script(hold_script(token, who)), arguments)
+    # A greenlet of its own knows no current host: it is given the real one.
+    this_host: Host = ctx_host.get()  # type: ignore[no-untyped-call]
+    held = gevent.spawn(lambda: run(this_host, script(hold_script(token, who)), arguments))
     succeeded, output = run(host, script(wait_script(token)), arguments)
     if succeeded:
         host.noop("no other deploy runs on this host")
@@ -64,7 +67,7 @@ def wait_script(token: str) -> str:
     return f"""
 end=$(($(date +%s) + {WAIT_SECONDS} + 1))
 until grep -qs {token} {LOCK_FILE}; do
-    [ "$(date +%s)" -lt "$end" ] || {{ cut -d ' ' -f 2- {LOCK_FILE}; exit 1; }}
+    [ "$(date +%s)" -lt "$end" ] || {{ cut -d ' ' -f 2- {LOCK_FILE} 2>/dev/null; exit 1; }}
     sleep 0.1
 done
 """

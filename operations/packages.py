@@ -38,19 +38,24 @@ def installed(
         f"apt-get -q -y -o DPkg::Lock::Timeout={lock_timeout_seconds} "
         "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
     )
-    yield StringCommand(script(_wait_for_lists_lock(lock_timeout_seconds)))
-    yield StringCommand(script("dpkg --configure -a --force-confdef --force-confold"))
-    yield StringCommand(f"{apt} update")
-    yield StringCommand(f"{apt} install --no-install-recommends {' '.join(missing)}")
+    steps = ["dpkg --configure -a --force-confdef --force-confold", f"{apt} update"]
+    for step in [*steps, f"{apt} install --no-install-recommends {' '.join(missing)}"]:
+        yield StringCommand(script(_patiently(step, lock_timeout_seconds)))
 
 
-def _wait_for_lists_lock(seconds: int) -> str:
-    # apt-get update ignores DPkg::Lock::Timeout: only the installation honours it.
+def _patiently(command: str, seconds: int) -> str:
+    # apt's own DPkg::Lock::Timeout covers neither the lists' lock of `apt-get update` nor dpkg itself.
     return f"""
-waited=0
-while ! flock -n /var/lib/dpkg/lock-frontend true || ! flock -n /var/lib/apt/lists/lock true; do
-    [ "$waited" -lt {seconds} ] || {{ echo "another package manager still runs after {seconds} s:" \\
-        "$(ps -eo args | grep -E '[a]pt|[d]pkg|[u]nattended' | head -n 3)" >&2; exit 1; }}
-    sleep 2; waited=$((waited + 2))
+end=$(($(date +%s) + {seconds}))
+until output=$({command} 2>&1); do
+    case $output in
+        *"ould not get lock"* | *"is locked by another process"* | *"nable to lock"*) ;;
+        *) printf '%s\\n' "$output" >&2; exit 1 ;;
+    esac
+    [ "$(date +%s)" -lt "$end" ] || {{
+        printf '%s\\n' "$output" "Another package manager still runs after {seconds} s." "Deploy again later." >&2
+        exit 1
+    }}
+    sleep 2
 done
 """

@@ -160,8 +160,8 @@ class SandboxHost:
                 cap_add=["ALL"],
                 cap_drop=["SYS_RESOURCE"],
                 security_opt=["seccomp=unconfined", "apparmor=unconfined"],
-                # Right for cgroups v1 and v2: with a private namespace, systemd's own path would not exist
-                # below the host's mount.
+                # Right for cgroups v1 and v2 alike: in a private namespace systemd would not find its own path
+                # below the host's mount (moby/moby#42275).
                 cgroupns="host",
                 stop_signal="SIGRTMIN+3",
             )

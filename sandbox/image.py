@@ -21,6 +21,8 @@ REGISTRY_TIMEOUT_SECONDS = 15
 PULL_TIMEOUT_SECONDS = 600
 PROVISION_SCRIPT = Path(__file__).with_name("provision.sh")
 REPOSITORY = "local-llm-sandbox"
+DEBOOTSTRAP = ("debootstrap", "--variant=minbase", "--force-check-gpg")
+IMAGE_CHANGES = ('CMD ["/sbin/init"]', "ENV container=docker", f"LABEL {LABEL}=image")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def base_image(name: str) -> str:
     tag = image_tag(distribution)
     if _image_exists(tag):
         return tag
-    say(f"  Making the image {tag}; this is needed once.")
+    say(f"  Making the image {tag}: a minute or two, needed once (logs: {cache_dir()}).")
     root = _registry_root(distribution) if distribution.registry_image else _debootstrap_root(distribution)
     _provision(root, tag)
     return tag
@@ -69,8 +71,19 @@ def base_image(name: str) -> str:
 
 def image_tag(distribution: Distribution) -> str:
     """Name and hash of the recipe: another recipe is another tag, so no old image is taken for a new one."""
-    recipe = f"{distribution}\n{platform.machine()}\n{PROVISION_SCRIPT.read_text()}"
-    return f"{REPOSITORY}:{distribution.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return _tag(distribution.name, root_tag(distribution), PROVISION_SCRIPT.read_text(), *IMAGE_CHANGES)
+
+
+def root_tag(distribution: Distribution) -> str:
+    """Image that provision.sh runs in: a registry's, or our own made by debootstrap."""
+    if distribution.registry_image:
+        return distribution.registry_image
+    return _tag(f"{distribution.name}-root", str(distribution.suite), *DEBOOTSTRAP)
+
+
+def _tag(name: str, *recipe: str) -> str:
+    digest = hashlib.sha256("\0".join([platform.machine(), *recipe]).encode()).hexdigest()
+    return f"{REPOSITORY}:{name}-{digest[:12]}"
 
 
 def registry_problem(image: str) -> str | None:
@@ -81,7 +94,10 @@ def registry_problem(image: str) -> str | None:
         result = run(["docker", "manifest", "inspect", image], timeout_seconds=REGISTRY_TIMEOUT_SECONDS, check=False)
     except SandboxError:
         return f"no registry answered in {REGISTRY_TIMEOUT_SECONDS} s"
-    return None if result.returncode == 0 else last_lines(result.stderr, 1)[:120]
+    if result.returncode == 0:
+        return None
+    # Docker's message is a chain of causes; the last is the one to act on.
+    return f"no container registry answers: {last_lines(result.stderr, 1).rpartition(': ')[2][:100]}"
 
 
 def _image_exists(tag: str) -> bool:
@@ -102,7 +118,7 @@ def _registry_root(distribution: Distribution) -> str:
 
 def _debootstrap_root(distribution: Distribution) -> str:
     """Import a minimal root file system made by debootstrap; its mirror is debootstrap's default."""
-    tag = f"{REPOSITORY}:{distribution.name}-root"
+    tag = root_tag(distribution)
     if _image_exists(tag):
         return tag
     ensure_debootstrap()
@@ -110,8 +126,7 @@ def _debootstrap_root(distribution: Distribution) -> str:
     log = cache_dir() / f"debootstrap-{suite}.log"
     with tempfile.TemporaryDirectory(prefix="local-llm-sandbox-") as folder:
         root = Path(folder) / "root"
-        argv = ["debootstrap", "--variant=minbase", "--force-check-gpg", suite, str(root)]
-        stream(argv, log, env=_debootstrap_env(suite, Path(folder)))
+        stream([*DEBOOTSTRAP, suite, str(root)], log, env=_debootstrap_env(suite, Path(folder)))
         for archive in (root / "var/cache/apt/archives").glob("*.deb"):
             archive.unlink()
         _import(root, tag)
@@ -167,14 +182,7 @@ def _provision(root_image: str, tag: str) -> None:
     ]
     try:
         stream(argv, log, input_text=PROVISION_SCRIPT.read_text())
-        changes = [
-            "--change",
-            'CMD ["/sbin/init"]',
-            "--change",
-            f"LABEL {LABEL}=image",
-            "--change",
-            "ENV container=docker",
-        ]
+        changes = [word for change in IMAGE_CHANGES for word in ("--change", change)]
         run(["docker", "commit", *changes, container, tag])
     finally:
         run(["docker", "rm", "--force", container], check=False)

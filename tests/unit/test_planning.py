@@ -1,0 +1,125 @@
+"""Preflight's judgement: what a host must be, and how much a model takes."""
+
+from dataclasses import replace
+
+import pytest
+
+from facts.machine import LoginState, MachineState
+from operations.llama_cpp import build_jobs
+from settings import Settings
+from tasks.planning import Finding, Status, compute_threads, disk_needs, findings, memory_plan, ssh_ports
+
+LOGIN = LoginState(user="ubuntu", is_root=False, sudo_without_password=True, ssh_port=22)
+VPS = MachineState(
+    os_id="ubuntu",
+    os_version="24.04",
+    os_name="Ubuntu 24.04.3 LTS",
+    architecture="x86_64",
+    init="systemd",
+    cores=2,
+    cpu_model="AMD EPYC",
+    cpu_flags=frozenset({"avx2", "fma"}),
+    memory_total_mib=7_900,
+    memory_available_mib=6_500,
+    disk_free_mib={"/opt": 50_000, "/var": 50_000},
+    ssh_ports=frozenset({22}),
+)
+
+
+def judge(
+    settings: Settings | None = None, login: LoginState = LOGIN, machine: MachineState = VPS
+) -> dict[str, Finding]:
+    settings = settings or Settings()
+    needs = disk_needs(settings, release_exists=False, model_exists=False)
+    return {finding.name: finding for finding in findings(settings, login, machine, needs)}
+
+
+def test_the_vps_that_was_asked_for_passes_everything() -> None:
+    assert {finding.status for finding in judge().values()} == {Status.PASS}
+
+
+def test_memory_of_the_default_model_is_what_was_measured() -> None:
+    plan = memory_plan(Settings())
+    assert plan.weights == 1066
+    assert plan.kv_cache == 448
+    # 1.56 GB (1,488 MiB) was measured with a file that is 125 MiB smaller.
+    assert plan.serving == pytest.approx(1488 + 125, rel=0.05)
+
+
+def test_a_quantised_kv_cache_takes_half() -> None:
+    assert memory_plan(Settings(kv_cache_type="q8_0")).kv_cache == 238
+
+
+def test_a_context_that_does_not_fit_the_limit_fails_with_the_numbers() -> None:
+    finding = judge(Settings(context_tokens=131_072))["memory limit"]
+    assert finding.status is Status.FAIL
+    assert "KV cache 3584" in finding.found
+    assert "memory_max_mib = 3072" in finding.needed
+
+
+def test_too_little_memory_fails_and_busy_memory_warns() -> None:
+    assert judge(machine=replace(VPS, memory_total_mib=2_000))["memory"].status is Status.FAIL
+    assert judge(machine=replace(VPS, memory_available_mib=500))["memory"].status is Status.WARN
+
+
+def test_what_our_own_service_holds_counts_as_available() -> None:
+    machine = replace(VPS, memory_available_mib=500, llama_memory_mib=1_700)
+    assert judge(machine=machine)["memory"].status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("system", {"os_version": "22.04"}),
+        ("init", {"init": "sh"}),
+        ("architecture", {"architecture": "armv7l"}),
+        ("disk /opt", {"disk_free_mib": {"/opt": 900, "/var": 50_000}}),
+        ("disk /var", {"disk_free_mib": {"/opt": 50_000}}),
+        ("port 8765", {"listeners": {8765: 'users:(("nginx",pid=1,fd=2))'}}),
+        ("port 8766", {"listeners": {8766: ""}}),
+        ("ssh", {"ssh_ports": frozenset()}),
+    ],
+)
+def test_what_forbids_a_deploy_fails_and_says_what_to_do(name: str, change: dict[str, object]) -> None:
+    login = replace(LOGIN, ssh_port=22)
+    if name == "ssh":
+        # The session's own port is known even where nothing else is.
+        assert judge(login=login, machine=replace(VPS, **change))["ssh"].status is Status.PASS  # type: ignore[arg-type]
+        return
+    finding = judge(machine=replace(VPS, **change))[name]  # type: ignore[arg-type]
+    assert finding.status is Status.FAIL
+    assert finding.remedy
+
+
+def test_a_port_that_is_ours_is_free() -> None:
+    machine = replace(VPS, listeners={8765: "haproxy"}, services_active=frozenset({"local-llm-gateway"}))
+    assert judge(machine=machine)["port 8765"].status is Status.PASS
+
+
+def test_a_slow_cpu_and_a_sudo_password_only_warn() -> None:
+    assert judge(machine=replace(VPS, cpu_flags=frozenset()))["cpu"].status is Status.WARN
+    assert judge(login=replace(LOGIN, sudo_without_password=False))["root rights"].status is Status.WARN
+
+
+def test_what_is_there_needs_no_disk() -> None:
+    assert disk_needs(Settings(), release_exists=True, model_exists=True) == {"/opt": 100, "/var": 100}
+
+
+def test_ssh_ports_are_the_sessions_and_the_servers() -> None:
+    machine = replace(VPS, ssh_ports=frozenset({22, 2222}))
+    assert ssh_ports(replace(LOGIN, ssh_port=2022), machine) == [22, 2022, 2222]
+    assert ssh_ports(replace(LOGIN, ssh_port=None), machine) == [22, 2222]
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "threads"), [(2, 200, 2), (8, 200, 2), (1, 200, 1), (4, 350, 4), (4, 50, 1)]
+)
+def test_threads_are_cores_that_the_quota_pays_for(cores: int, quota: int, threads: int) -> None:
+    assert compute_threads(Settings(cpu_quota_percent=quota), replace(VPS, cores=cores)) == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "asked", "jobs"), [(2, 6_500, None, 2), (8, 3_000, None, 3), (2, 500, None, 1), (2, 500, 4, 4)]
+)
+def test_compiler_processes_fit_into_memory(cores: int, memory: int, asked: int | None, jobs: int) -> None:
+    assert build_jobs(cores, memory, asked) == jobs

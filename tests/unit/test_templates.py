@@ -1,0 +1,122 @@
+"""Every template renders with every variable it names, and says what the settings say."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+
+from facts.machine import LoginState, MachineState
+from operations.files import ManagedFile
+from operations.llama_cpp import Release
+from settings import Settings
+from tasks import gateway, monitoring, service
+from tasks.preflight import Target
+from tasks.rendering import TEMPLATES, render, rendered
+
+SETTINGS = [
+    Settings(),
+    Settings(service_user="nobody", service_group="nogroup", context_tokens=2048, kv_cache_type="q8_0"),
+    Settings(api_port=9000, metrics_port=9001, parallel=2, queue_length=0, max_body_kib=4096, repack_weights=True),
+]
+
+
+def target(settings: Settings) -> Target:
+    release = Release(settings.llama_cpp_repository, settings.llama_cpp_commit, settings.build_native, "x86_64 avx2")
+    return Target(settings, LoginState("u", False, True, 22), MachineState(cores=2), release, ())
+
+
+def all_files(settings: Settings) -> list[ManagedFile]:
+    on = target(settings)
+    return [
+        *service.unit_files(on),
+        service.environment_file(on, "stamp"),
+        gateway.unit_file(settings, "stamp"),
+        gateway.configuration_file(settings, "stamp"),
+        monitoring.checks_configuration(on),
+        rendered("/usr/local/bin/local-llm", root="/opt/local-llm"),
+        rendered("/etc/cron.d/local-llm", health_interval_minutes=5),
+        rendered("/etc/logrotate.d/local-llm", health_log="/var/log/llm-health.log", log_retention_days=7),
+    ]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_every_template_renders_completely(settings: Settings) -> None:
+    files = {file.path: file.content for file in all_files(settings)}
+    templates = {f"/{path.relative_to(TEMPLATES)}".removesuffix(".j2") for path in TEMPLATES.rglob("*.j2")}
+    assert templates <= set(files)
+    for path, content in files.items():
+        assert content.endswith("\n"), path
+        assert not re.search(r"\{\{|\}\}\s|\{%|None", content), path
+
+
+def test_a_missing_variable_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        render("/etc/cron.d/local-llm")
+
+
+def test_templates_mirror_the_hosts_paths() -> None:
+    assert {path.relative_to(TEMPLATES).parts[0] for path in TEMPLATES.rglob("*.j2")} == {"etc", "usr"}
+
+
+def directives(content: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", content, re.MULTILINE):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def test_the_service_has_no_network_and_its_limits() -> None:
+    unit = directives(service.unit_files(target(Settings()))[1].content)
+    assert unit["PrivateNetwork"] == ["yes"]
+    assert unit["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert (unit["MemoryMax"], unit["MemorySwapMax"], unit["CPUQuota"]) == (["3072M"], ["0"], ["200%"])
+    assert (unit["User"], unit["Restart"], unit["StartLimitIntervalSec"]) == (["local-llm"], ["always"], ["0"])
+
+
+def test_what_a_naive_install_gets_wrong_is_set() -> None:
+    options = directives(service.environment_file(target(Settings()), "stamp").content)
+    assert options["LLAMA_ARG_CACHE_RAM"] == ["256"]
+    assert options["LLAMA_ARG_N_PARALLEL"] == ["1"]
+    assert options["LLAMA_ARG_REPACK"] == ["0"]
+    assert options["LLAMA_ARG_UI"] == ["0"]
+    assert options["LLAMA_ARG_CORS_ORIGINS"] == ["https://no-origin.invalid"]
+    assert options["LLAMA_ARG_HOST"] == ["/run/local-llm/llama.sock"]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_gateway_listens_on_loopback_only(settings: Settings) -> None:
+    configuration = gateway.configuration_file(settings, "stamp").content
+    assert set(re.findall(r"^\s+bind (\S+)", configuration, re.MULTILINE)) == {
+        f"127.0.0.1:{settings.api_port}",
+        f"127.0.0.1:{settings.metrics_port}",
+    }
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_gateways_buffers_fit_into_its_memory(settings: Settings) -> None:
+    buffers = 2 * gateway.buffer_bytes(settings) * gateway.max_connections(settings)
+    assert buffers <= settings.gateway_memory_max_mib * 1024**2
+
+
+def test_the_access_log_has_no_place_for_a_prompt() -> None:
+    configuration = gateway.configuration_file(Settings(), "stamp").content
+    [log_format] = re.findall(r"log-format (.*)", configuration)
+    assert "req.body" not in log_format
+    # %HU and %r would carry a query string; %HP is the path alone.
+    assert not re.search(r"%\[|%HU|%r|%HQ|%hr|%hs", log_format)
+
+
+def test_a_stamp_changes_with_what_wants_a_restart_and_only_then() -> None:
+    first = service.service_stamp(target(Settings()))
+    assert first == service.service_stamp(target(Settings(queue_length=3, health_interval_minutes=10)))
+    assert first != service.service_stamp(target(Settings(context_tokens=2048)))
+    assert first != service.service_stamp(target(Settings(cpu_weight=100)))
+    other_binary = replace(target(Settings()), release=Release("https://x", "f" * 40, True, "x86_64"))
+    assert first != service.service_stamp(other_binary)
+
+
+def test_the_checks_package_is_installed_whole() -> None:
+    sources = {path.name for path in Path("checks").glob("*.py")}
+    assert {Path(file.path).name for file in monitoring.checks_package()} == sources
