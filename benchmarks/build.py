@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         }
     except SandboxError as error:
         return fail(error)
+    except KeyboardInterrupt:
+        return 130
     default = costs[DEFAULT]
     print_report(
         "Configuring llama.cpp" if options.configure_only else "Building llama.cpp",
@@ -130,6 +133,8 @@ def _timed(name: str, command: Sequence[str], folder: Path, log: Path) -> Cost:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A group of its own, so that an interruption ends the compilers as well.
+            start_new_session=True,
         )
     try:
         while True:
@@ -144,7 +149,7 @@ def _timed(name: str, command: Sequence[str], folder: Path, log: Path) -> Cost:
                 reported = now
             time.sleep(0.1)
     except BaseException:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
     if process.returncode != 0:

@@ -95,7 +95,8 @@ class Server:
 
 def random_prompt(tokens: int, seed: int) -> list[int]:
     """Token numbers that no other seed begins with, so that nothing of it is cached."""
-    source = random.Random(seed)  # noqa: S311 - not for secrets
+    # As text: as a number, -1 and 1 would be the same seed.
+    source = random.Random(str(seed))  # noqa: S311 - not for secrets
     return [source.randrange(256, 256 + MERGES) for _ in range(tokens)]
 
 

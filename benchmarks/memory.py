@@ -103,7 +103,8 @@ def measure(name: str, binary: Path, model: Path, environment: Mapping[str, str]
         served = server.memory()
         progress(f"{name}: {served.resident / 1e6:.0f} MB resident, highest {served.highest / 1e6:.0f} MB")
         # The peer's cache holds 8 GiB: filling it takes hours.
-        return Measured(name, served, answers[0], fill_prompt_cache(server) if fill and environment else None)
+        can_be_filled = environment.get("LLAMA_ARG_CACHE_RAM", "0") != "0"
+        return Measured(name, served, answers[0], fill_prompt_cache(server) if fill and can_be_filled else None)
 
 
 def fill_prompt_cache(server: Server) -> Memory:
@@ -148,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: --variant '' --variant kv_cache_type=q8_0 --variant 'context_tokens=8192 LLAMA_ARG_UBATCH=128'",
+        epilog="example: --variant '' --variant kv_cache_type=q8_0 --variant 'parallel=2 LLAMA_ARG_UBATCH=128'",
     )
     parser.add_argument("--binary", type=Path, metavar="FILE", help="llama-server (default: the newest release)")
     parser.add_argument(

@@ -99,6 +99,19 @@ def test_the_probe_does_not_wait_for_ever() -> None:
     assert time.monotonic() - start < 2
 
 
+def test_nor_on_a_silent_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind("s")
+        silent.listen()
+        # Ends the wait of a probe that has no time limit, so that the test fails instead of hanging.
+        threading.Timer(2, silent.close).start()
+        start = time.monotonic()
+        answer = probe.over_socket("s", timeout_seconds=0.2)
+    assert answer.state == "timeout"
+    assert time.monotonic() - start < 1
+
+
 def test_something_else_than_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
 

@@ -94,6 +94,15 @@ def test_what_needs_root_is_a_warning_for_others(tmp_path: Path, host: FakeHost)
     assert "sudo local-llm test" in found.remedy
 
 
+def test_what_even_root_may_not_read_is_a_failure(tmp_path: Path, host: FakeHost) -> None:
+    def locked(_config: Config, _host: Host) -> Iterator[Result]:
+        raise PermissionError("sealed")
+        yield
+
+    (found,), _ = runner.run(make_config(tmp_path), host, {"a": [locked]})
+    assert (found.status, found.value) == (Status.FAIL, "PermissionError: sealed")
+
+
 def test_every_check_survives_an_empty_host(tmp_path: Path) -> None:
     config = make_config(tmp_path, api_url=REFUSED_URL, metrics_url=REFUSED_URL)
     found, _ = runner.run(config, FakeHost(tmp_path))

@@ -98,7 +98,14 @@ def test_a_way_out_of_the_private_network(config: Config, host: FakeHost) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["Status: inactive\n", UFW.replace("deny (incoming)", "allow (incoming)"), "", "Status: active\n"]
+    "text",
+    [
+        "Status: inactive\n",
+        UFW.replace("Status: active", "Status: inactive"),
+        UFW.replace("deny (incoming)", "allow (incoming)"),
+        "",
+        "Status: active\n",
+    ],
 )
 def test_an_open_firewall(config: Config, host: FakeHost, text: str) -> None:
     host.commands["ufw status verbose"] = Command(0, text, "")

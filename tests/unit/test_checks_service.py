@@ -135,7 +135,16 @@ def test_no_release_at_all(config: Config, host: FakeHost) -> None:
     assert statuses(service.release, config, host) == {"release": Status.FAIL}
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", "{}", json.dumps({"release": RELEASE, "commit": "0" * 40})])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"release": RELEASE, "commit": "0" * 40}),
+        json.dumps({"release": "old", "commit": COMMIT}),
+    ],
+)
 def test_a_manifest_that_does_not_fit(config: Config, host: FakeHost, manifest: str) -> None:
     host.put(f"/opt/local-llm/releases/{RELEASE}/release.json", manifest)
     assert statuses(service.release, config, host)["llama.cpp commit"] is Status.FAIL
