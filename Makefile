@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-down test lint clean
+.PHONY: help venv demo demo-down test lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ lint: venv ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	$(BIN)/mypy checks.py
+
+docs: venv ## write docs/SETTINGS.md anew from settings.py
+	$(BIN)/python settings.py > docs/SETTINGS.md
 
 clean: ## remove the virtual environment and tools' caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -96,7 +96,8 @@ def _limit(config: Config, unit: Unit, memory: cgroup.Memory) -> Iterator[Result
 def oom(config: Config, host: Host) -> Iterator[Result]:
     """Kills for lack of memory within the days that logs are kept.
 
-    Under cgroup v1 systemd is not told of them, so that only a SIGKILL is known: a WARN, because an
+    A FAIL while the process that was started after a kill still runs, a WARN once somebody has acted and restarted
+    or deployed since. Under cgroup v1 systemd is not told of them, so that only a SIGKILL is known: a WARN, because an
     administrator may have sent it.
     """
     name, days = "kills for lack of memory", config.log_retention_days
@@ -116,7 +117,7 @@ def oom(config: Config, host: Host) -> Iterator[Result]:
         "0",
         "The kernel stops the service when it reaches its memory limit; requests in flight are lost. "
         f"When: journalctl -u {unit.name} --since -{days}d | grep -iE 'oom|kill'; a smaller context helps",
-        otherwise=Status.FAIL if kills else Status.WARN,
+        otherwise=Status.FAIL if kills and (unit.restarts or memory.oom_kills) else Status.WARN,
     )
 
 

@@ -86,7 +86,7 @@ def kept_days(report: str, log: str) -> int | None:
 def last_health(config: Config, host: Host) -> Iterator[Result]:
     """The scheduled health check has run lately, and was content.
 
-    Where cron or its file is younger than two intervals, no line can be expected yet: a WARN says so.
+    Where cron or its file is younger than two intervals, no line can be expected yet.
     """
     name = "last scheduled health check"
     patience = 2 * config.health_interval_minutes * 60
@@ -96,14 +96,12 @@ def last_health(config: Config, host: Host) -> Iterator[Result]:
     if record is None or age is None or age > patience:
         young = _watching_seconds(host) < patience
         value = "none yet" if age is None else f"{duration(age)} old"
-        yield Result(
+        yield judge(
             name,
-            Status.WARN if young else Status.FAIL,
-            value,
+            young,
+            f"{value}, due within {config.health_interval_minutes} min" if young else value,
             limit,
-            f"cron had no time to run it yet: sudo local-llm health --log, or look again in {duration(patience)}"
-            if young
-            else "The service is not watched. See what it says: sudo local-llm health --log; "
+            "The service is not watched. See what it says: sudo local-llm health --log; "
             "and whether cron calls it: sudo journalctl -u cron -n 20",
         )
         return

@@ -54,6 +54,14 @@ class Login(FactBase[LoginState]):
 
 
 @dataclass(frozen=True)
+class Disk:
+    """The file system that holds a directory: its mount point and free space."""
+
+    mount: str
+    free_mib: int
+
+
+@dataclass(frozen=True)
 class MachineState:
     """A host's hardware and system, as far as a deploy depends on them. Sizes are in MiB."""
 
@@ -67,15 +75,14 @@ class MachineState:
     cpu_flags: frozenset[str] = frozenset()
     memory_total_mib: int = 0
     memory_available_mib: int = 0
-    disk_free_mib: dict[str, int] = field(default_factory=dict)
+    disks: dict[str, Disk] = field(default_factory=dict)
     listeners: dict[int, str] = field(default_factory=dict)
     ssh_ports: frozenset[int] = frozenset()
-    services_active: frozenset[str] = frozenset()
+    gateway_pids: frozenset[int] = frozenset()
     llama_memory_mib: int = 0
 
 
 DISKS = ("/opt", "/var", "/tmp")  # noqa: S108 - asked for its free space only
-OWN_SERVICES = ("local-llm", "local-llm-gateway")
 
 _SCRIPT = rf"""
 export LC_ALL=C
@@ -85,11 +92,12 @@ echo @init; cat /proc/1/comm
 echo @cores; nproc
 echo @cpu; grep -m1 -E '^(model name|CPU part)' /proc/cpuinfo; grep -m1 -E '^(flags|Features)' /proc/cpuinfo
 echo @memory; grep -E '^(MemTotal|MemAvailable):' /proc/meminfo
-echo @disk; for d in {" ".join(DISKS)}; do echo "$d $(df -Pk "$d" 2>/dev/null | awk 'NR==2 {{print $4}}')"; done
+echo @disk; for d in {" ".join(DISKS)}; do echo "$d $(df -Pk "$d" 2>/dev/null | awk 'NR==2 {{print $4, $6}}')"; done
 echo @listeners; ss -Hltnp 2>/dev/null | awk '{{print $4, $6}}'
 echo @ssh; sshd=$(command -v sshd || echo /usr/sbin/sshd); "$sshd" -T 2>/dev/null | awk '$1 == "port" {{print $2}}'
 systemctl show ssh.socket -p Listen --value 2>/dev/null | grep -oE ':[0-9]+ ' | tr -d ': '
-echo @active; for s in {" ".join(OWN_SERVICES)}; do systemctl is-active -q "$s" 2>/dev/null && echo "$s"; done
+echo @gateway; pid=$(systemctl show local-llm-gateway -p MainPID --value 2>/dev/null)
+[ "${{pid:-0}}" -gt 0 ] && {{ echo "$pid"; ps -o pid= --ppid "$pid"; }}
 echo @own; systemctl show local-llm -p MemoryCurrent --value 2>/dev/null
 true
 """
@@ -133,10 +141,10 @@ def parse_machine(output: list[str]) -> MachineState:
         cpu_flags=frozenset(cpu.get("flags", cpu.get("Features", "")).split()),
         memory_total_mib=memory_kib.get("MemTotal", 0) // 1024,
         memory_available_mib=memory_kib.get("MemAvailable", 0) // 1024,
-        disk_free_mib={fields[0]: int(fields[1]) // 1024 for fields in disks if len(fields) == 2},
+        disks={fields[0]: Disk(fields[2], int(fields[1]) // 1024) for fields in disks if len(fields) == 3},
         listeners=dict(_listeners(lines("listeners"))),
         ssh_ports=frozenset({int(line) for line in lines("ssh")} | ssh_listeners),
-        services_active=frozenset(lines("active")),
+        gateway_pids=frozenset(int(line) for line in lines("gateway")),
         llama_memory_mib=int(own_bytes) // 1024**2 if own_bytes.isdigit() and len(own_bytes) < 16 else 0,
     )
 

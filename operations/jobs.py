@@ -140,7 +140,9 @@ def _watch(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
 
 
 def _report_failure(job: Job, unit: Mapping[str, str], host: Host, arguments: Mapping[str, Any]) -> bool:
-    _, tail = run(host, f"tail -n {LOG_LINES_ON_FAILURE} {job.log}", arguments)
+    _, tail = run(
+        host, f"tail -n {LOG_LINES_ON_FAILURE} {job.log}; systemctl reset-failed {job.unit}.service", arguments
+    )
     reason = f"{unit.get('Result', 'unknown')}, status {unit.get('ExecMainStatus', '?')}"
     return fail(host, f"{tail}\n{job.title} failed ({reason}). The whole log is on the host: {job.log}")
 

@@ -47,7 +47,7 @@ def exclusive() -> Generator[PyinfraCommand, None, None]:
         lambda _state, host: fail(
             host,
             f"Another deploy runs on this host ({output.strip() or 'unknown'}). Nothing was changed. Wait until it "
-            f"ends and run this again; `fuser -v {LOCK_FILE}` on the host shows its process.",
+            f"ends and run this again; `sudo cat {LOCK_FILE}` on the host says whose it is.",
         )
     )
 

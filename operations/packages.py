@@ -46,10 +46,11 @@ def installed(
 def _patiently(command: str, seconds: int) -> str:
     # apt's own DPkg::Lock::Timeout covers neither the lists' lock of `apt-get update` nor dpkg itself.
     return f"""
+export LC_ALL=C
 end=$(($(date +%s) + {seconds}))
 until output=$({command} 2>&1); do
     case $output in
-        *"ould not get lock"* | *"is locked by another process"* | *"nable to lock"*) ;;
+        *"ould not get lock"* | *"locked by another process"* | *"nable to lock"* | *"nable to acquire"*) ;;
         *) printf '%s\\n' "$output" >&2; exit 1 ;;
     esac
     [ "$(date +%s)" -lt "$end" ] || {{

@@ -45,8 +45,10 @@ def wanted_rules(ssh_ports: Sequence[int], denied: Sequence[int], allowed: Seque
 def ufw_commands(now: Firewall, wanted: Sequence[str]) -> list[str]:
     """What `ufw` is to be called with, in order, to get from `now` to the wanted rules."""
     suffix = f" comment '{COMMENT}'"
-    # A user's rule of the same effect counts; UFW would turn it into ours.
     present = {rule.split(" comment ")[0] for rule in now.rules}
+    # A user's `limit` lets in what our `allow` would, and UFW would turn it into ours.
+    theirs = {rule.split(" comment ")[0] for rule in now.rules if not rule.endswith(suffix)}
+    present |= {rule.replace("limit ", "allow ", 1) for rule in theirs if rule.startswith("limit ")}
     ours = [rule.removesuffix(suffix) for rule in now.rules if rule.endswith(suffix)]
     commands = [rule + suffix for rule in wanted if rule not in present]
     if now.default_incoming != "deny":

@@ -1,8 +1,8 @@
 """Container images that resemble a fresh VPS: systemd, sshd, a sudo user, and nothing that the deploy has to
 install.
 
-`ubuntu24.04` starts from the registry's ubuntu:24.04, the Debian ones from a root file system made by
-debootstrap. The same script, `provision.sh`, then makes each of them the sandbox's image.
+`ubuntu24.04` starts from the registry's ubuntu:24.04, the Debian ones from a root file system made by debootstrap,
+or from a registry where that is not possible. `provision.sh` then makes each of them the sandbox's image.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, run, say, stream
-from sandbox.engine import ensure_debootstrap
+from sandbox.engine import ensure_debootstrap, is_root_on_debian
 
 REGISTRY_TIMEOUT_SECONDS = 15
 PULL_TIMEOUT_SECONDS = 600
@@ -30,13 +30,13 @@ class Distribution:
     """Where an image's root file system comes from: a registry's image, or debootstrap's suite."""
 
     name: str
-    registry_image: str | None = None
+    registry_image: str
     suite: str | None = None
 
 
 DISTRIBUTIONS = {
-    "debian12": Distribution("debian12", suite="bookworm"),
-    "debian13": Distribution("debian13", suite="trixie"),
+    "debian12": Distribution("debian12", registry_image="debian:12", suite="bookworm"),
+    "debian13": Distribution("debian13", registry_image="debian:13", suite="trixie"),
     "ubuntu24.04": Distribution("ubuntu24.04", registry_image="ubuntu:24.04"),
 }
 
@@ -64,7 +64,7 @@ def base_image(name: str) -> str:
     if _image_exists(tag):
         return tag
     say(f"  Making the image {tag}: a minute or two, needed once (logs: {cache_dir()}).")
-    root = _registry_root(distribution) if distribution.registry_image else _debootstrap_root(distribution)
+    root = _debootstrap_root(distribution) if _is_debootstrapped(distribution) else _registry_root(distribution)
     _provision(root, tag)
     return tag
 
@@ -74,9 +74,14 @@ def image_tag(distribution: Distribution) -> str:
     return _tag(distribution.name, root_tag(distribution), PROVISION_SCRIPT.read_text(), *IMAGE_CHANGES)
 
 
+def _is_debootstrapped(distribution: Distribution) -> bool:
+    """debootstrap needs root; without it, Debian's images come from a registry as well."""
+    return distribution.suite is not None and is_root_on_debian()
+
+
 def root_tag(distribution: Distribution) -> str:
     """Image that provision.sh runs in: a registry's, or our own made by debootstrap."""
-    if distribution.registry_image:
+    if not _is_debootstrapped(distribution):
         return distribution.registry_image
     return _tag(f"{distribution.name}-root", str(distribution.suite), *DEBOOTSTRAP)
 
@@ -105,11 +110,12 @@ def _image_exists(tag: str) -> bool:
 
 
 def _registry_root(distribution: Distribution) -> str:
-    image = str(distribution.registry_image)
+    image = distribution.registry_image
     problem = registry_problem(image)
     if problem is not None:
         raise SandboxError(
-            f"{image} cannot be had ({problem}). Use debian12 or debian13: they need no container registry."
+            f"{image} cannot be had ({problem}). "
+            "As root on Debian or Ubuntu, debian12 and debian13 need no container registry."
         )
     if not _image_exists(image):
         run(["docker", "pull", "--quiet", image], timeout_seconds=PULL_TIMEOUT_SECONDS)

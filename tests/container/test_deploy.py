@@ -157,6 +157,8 @@ def test_too_much_memory_kills_only_the_service_which_comes_back(deployed: Machi
     eventually(deployed.answers, 30, "an answer after the kill")
     assert deployed.starts() == kills + 1
     assert deployed.main_pid("local-llm-gateway") == gateway
+    deployed.sh("systemctl restart local-llm")
+    eventually(deployed.answers, 30, "an answer")
 
 
 def test_a_reboot_brings_everything_back(deployed: Machine) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.host import SandboxHost
-from tests.container.conftest import with_settings
+from tests.container.conftest import IMAGES, with_settings
 from tests.container.machine import ROOT, Machine, Source
 
 
 @pytest.fixture(scope="module")
 def untouched(source: Source) -> Iterator[Machine]:
     """A machine that no deploy ever succeeds on, so that what a refused one left would show."""
-    with SandboxHost("debian12") as host:
+    with SandboxHost(IMAGES[0]) as host:
         yield Machine(host, source)
 
 
@@ -39,11 +39,11 @@ def test_all_findings_come_in_one_table_before_any_change(untouched: Machine) ->
 def test_wrong_settings_are_said_all_at_once_before_any_change(untouched: Machine) -> None:
     run = with_settings(untouched, context_tokens=1, paralel=2, api_port=22).deploy()
     assert run.status == 1
-    said = [line for line in run.output.splitlines() if line.startswith("debian12: ")]
+    said = [line for line in run.output.splitlines() if line.startswith(f"{IMAGES[0]}: ")]
     assert said == [
-        "debian12: context_tokens = 1: allowed: a whole number from 512 to 131072 tokens",
-        "debian12: api_port = 22: allowed: a whole number from 1024 to 65535",
-        "debian12: paralel = 2: no such setting; did you mean parallel?",
+        f"{IMAGES[0]}: context_tokens = 1: allowed: a whole number from 512 to 131072 tokens",
+        f"{IMAGES[0]}: api_port = 22: allowed: a whole number from 1024 to 65535",
+        f"{IMAGES[0]}: paralel = 2: no such setting; did you mean parallel?",
     ]
     assert "Traceback" not in run.output
     assert is_untouched(untouched)

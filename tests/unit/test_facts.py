@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from facts.files import parse_file_contents
 from facts.llama_cpp import Installed, Releases
-from facts.machine import Login, parse_machine
+from facts.machine import Disk, Login, parse_machine
 from facts.model import parse_model_file
 from facts.systemd import Unit, UnitState
 from facts.ufw import parse_ufw
@@ -32,8 +32,8 @@ flags		: fpu avx2 fma
 MemTotal:        8123456 kB
 MemAvailable:    6123456 kB
 @disk
-/opt 40000000
-/var 30000000
+/opt 40000000 /
+/var 30000000 /var
 /tmp
 @listeners
 0.0.0.0:22 users:(("sshd",pid=1,fd=3))
@@ -41,8 +41,9 @@ MemAvailable:    6123456 kB
 127.0.0.1:8765 users:(("haproxy",pid=9,fd=5))
 @ssh
 22
-@active
-local-llm-gateway
+@gateway
+9
+  10
 @own
 1048576000""".splitlines()
 
@@ -55,10 +56,10 @@ def test_a_machine_is_read() -> None:
     assert machine.cpu_model == "AMD EPYC 7003"
     assert "avx2" in machine.cpu_flags
     assert (machine.memory_total_mib, machine.memory_available_mib) == (7933, 5979)
-    assert machine.disk_free_mib == {"/opt": 39062, "/var": 29296}
+    assert machine.disks == {"/opt": Disk("/", 39062), "/var": Disk("/var", 29296)}
     assert set(machine.listeners) == {22, 2222, 8765}
     assert machine.ssh_ports == {22, 2222}
-    assert machine.services_active == {"local-llm-gateway"}
+    assert machine.gateway_pids == {9, 10}
     assert machine.llama_memory_mib == 1000
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from facts.machine import LoginState, MachineState
+from facts.machine import Disk, LoginState, MachineState
 from operations.llama_cpp import build_jobs
 from settings import Settings
 from tasks.planning import Finding, Status, compute_threads, disk_needs, findings, memory_plan, ssh_ports
@@ -21,7 +21,7 @@ VPS = MachineState(
     cpu_flags=frozenset({"avx2", "fma"}),
     memory_total_mib=7_900,
     memory_available_mib=6_500,
-    disk_free_mib={"/opt": 50_000, "/var": 50_000},
+    disks={"/opt": Disk("/", 50_000), "/var": Disk("/", 50_000)},
     ssh_ports=frozenset({22}),
 )
 
@@ -42,8 +42,7 @@ def test_memory_of_the_default_model_is_what_was_measured() -> None:
     plan = memory_plan(Settings())
     assert plan.weights == 1066
     assert plan.kv_cache == 448
-    # 1.56 GB (1,488 MiB) was measured with a file that is 125 MiB smaller.
-    assert plan.serving == pytest.approx(1488 + 125, rel=0.05)
+    assert plan.peak == pytest.approx(1_693e6 / 2**20, rel=0.02)
 
 
 def test_a_quantised_kv_cache_takes_half() -> None:
@@ -55,6 +54,10 @@ def test_a_context_that_does_not_fit_the_limit_fails_with_the_numbers() -> None:
     assert finding.status is Status.FAIL
     assert "KV cache 3584" in finding.found
     assert "memory_max_mib = 3072" in finding.needed
+
+
+def test_a_peak_that_the_kernel_would_slow_down_warns() -> None:
+    assert judge(Settings(model="qwen2.5-3b-instruct", prompt_cache_mib=256))["memory limit"].status is Status.WARN
 
 
 def test_too_little_memory_fails_and_busy_memory_warns() -> None:
@@ -73,8 +76,9 @@ def test_what_our_own_service_holds_counts_as_available() -> None:
         ("system", {"os_version": "22.04"}),
         ("init", {"init": "sh"}),
         ("architecture", {"architecture": "armv7l"}),
-        ("disk /opt", {"disk_free_mib": {"/opt": 900, "/var": 50_000}}),
-        ("disk /var", {"disk_free_mib": {"/opt": 50_000}}),
+        ("disk /", {"disks": {"/opt": Disk("/", 2_000), "/var": Disk("/", 2_000)}}),
+        ("disk /data", {"disks": {"/opt": Disk("/data", 1_000), "/var": Disk("/", 50_000)}}),
+        ("disk /var", {"disks": {"/opt": Disk("/", 50_000)}}),
         ("port 8765", {"listeners": {8765: 'users:(("nginx",pid=1,fd=2))'}}),
         ("port 8766", {"listeners": {8766: ""}}),
         ("ssh", {"ssh_ports": frozenset()}),
@@ -92,8 +96,9 @@ def test_what_forbids_a_deploy_fails_and_says_what_to_do(name: str, change: dict
 
 
 def test_a_port_that_is_ours_is_free() -> None:
-    machine = replace(VPS, listeners={8765: "haproxy"}, services_active=frozenset({"local-llm-gateway"}))
+    machine = replace(VPS, listeners={8765: 'users:(("haproxy",pid=41,fd=5))'}, gateway_pids=frozenset({40, 41}))
     assert judge(machine=machine)["port 8765"].status is Status.PASS
+    assert judge(machine=replace(machine, gateway_pids=frozenset({4})))["port 8765"].status is Status.FAIL
 
 
 def test_a_slow_cpu_and_a_sudo_password_only_warn() -> None:

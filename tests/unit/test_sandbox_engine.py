@@ -80,6 +80,7 @@ def test_mtu_without_a_default_route(tmp_path: Path) -> None:
 
 
 def test_image_tag_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(image, "is_root_on_debian", lambda: True)
     debian = image.DISTRIBUTIONS["debian12"]
     before = image.image_tag(debian)
     assert image.image_tag(debian) == before
@@ -88,6 +89,12 @@ def test_image_tag_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
     script.write_text("true\n")
     monkeypatch.setattr(image, "PROVISION_SCRIPT", script)
     assert image.image_tag(debian) != before
+
+
+def test_without_root_debian_comes_from_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "is_root_on_debian", lambda: False)
+    assert image.root_tag(image.DISTRIBUTIONS["debian12"]) == "debian:12"
+    assert image.root_tag(image.DISTRIBUTIONS["ubuntu24.04"]) == "ubuntu:24.04"
 
 
 def test_unknown_image_names_the_known_ones() -> None:

@@ -58,7 +58,7 @@ def test_one_run_is_enough_and_keeps_a_users_rules(now: Firewall) -> None:
     assert ufw_commands(after, WANTED) == []
     assert {rule for rule in now.rules if not rule.endswith("'local-llm'")} <= set(after.rules)
     plain = {rule.split(" comment ")[0] for rule in after.rules}
-    assert set(WANTED) <= plain
+    assert set(WANTED) <= plain | {rule.replace("limit", "allow") for rule in plain}
     assert not {rule for rule in after.rules if rule.endswith("'local-llm'")} - {
         f"{r} comment 'local-llm'" for r in WANTED
     }
@@ -71,4 +71,10 @@ def test_incoming_is_never_denied_before_ssh_is_allowed(now: Firewall) -> None:
         after = apply(after, command)
         if "default deny incoming" in command or "enable" in command:
             plain = {rule.split(" comment ")[0] for rule in after.rules}
-            assert {"allow 22/tcp", "allow 2222/tcp"} <= plain
+            assert plain & {"allow 22/tcp", "limit 22/tcp"}
+            assert "allow 2222/tcp" in plain
+
+
+def test_a_users_limit_on_ssh_stays_a_limit() -> None:
+    now = Firewall(True, "deny", "allow", ("limit 22/tcp", "allow 2222/tcp", "deny 8765/tcp", "allow 443/tcp"))
+    assert ufw_commands(now, WANTED) == []
