@@ -1,8 +1,8 @@
 # What most people change, for every host of the inventory. Uncomment a line to change it; docs/SETTINGS.md lists
 # every setting with its bounds. A host's own value, in inventory.py, wins.
 
-# Model: "qwen2.5-1.5b-instruct" (Apache-2.0, about 1.7 GB of RAM), "qwen2.5-3b-instruct" (2.9 GB, non-commercial
-# licence), or "custom" with the four lines below.
+# Model: "qwen2.5-1.5b-instruct" (Apache-2.0, 1.7 GB of RAM), "qwen2.5-3b-instruct" (2.8 GB, non-commercial
+# licence; raise memory_goal_mib to 2800), or "custom" with the four lines below.
 # model = "qwen2.5-3b-instruct"
 # model_name = "my-model"
 # model_url = "https://example.net/my-model.gguf"

@@ -50,7 +50,7 @@ export LC_ALL=C
 end=$(($(date +%s) + {seconds}))
 until output=$({command} 2>&1); do
     case $output in
-        *"ould not get lock"* | *"locked by another process"* | *"nable to lock"* | *"nable to acquire"*) ;;
+        *"ould not get lock"* | *"lock was locked by"* | *"nable to lock"* | *"nable to acquire"*) ;;
         *) printf '%s\\n' "$output" >&2; exit 1 ;;
     esac
     [ "$(date +%s)" -lt "$end" ] || {{

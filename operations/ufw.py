@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 
 from pyinfra import host
@@ -49,6 +50,10 @@ def ufw_commands(now: Firewall, wanted: Sequence[str]) -> list[str]:
     # A user's `limit` lets in what our `allow` would, and UFW would turn it into ours.
     theirs = {rule.split(" comment ")[0] for rule in now.rules if not rule.endswith(suffix)}
     present |= {rule.replace("limit ", "allow ", 1) for rule in theirs if rule.startswith("limit ")}
+    if now.active:
+        # We came in past this rule: opening the port to everybody would only undo what the user narrowed.
+        narrow = (re.match(r"(?:allow|limit) from \S+ to any port (\d+)\b", rule) for rule in theirs)
+        present |= {f"allow {found[1]}/tcp" for found in narrow if found}
     ours = [rule.removesuffix(suffix) for rule in now.rules if rule.endswith(suffix)]
     commands = [rule + suffix for rule in wanted if rule not in present]
     if now.default_incoming != "deny":

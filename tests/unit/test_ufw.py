@@ -78,3 +78,10 @@ def test_incoming_is_never_denied_before_ssh_is_allowed(now: Firewall) -> None:
 def test_a_users_limit_on_ssh_stays_a_limit() -> None:
     now = Firewall(True, "deny", "allow", ("limit 22/tcp", "allow 2222/tcp", "deny 8765/tcp", "allow 443/tcp"))
     assert ufw_commands(now, WANTED) == []
+
+
+def test_ssh_that_a_user_narrowed_to_an_address_is_not_opened_to_all() -> None:
+    rules = ("allow from 192.0.2.7 to any port 22 proto tcp", "allow 2222/tcp", "deny 8765/tcp", "allow 443/tcp")
+    assert ufw_commands(Firewall(True, "deny", "allow", rules), WANTED) == []
+    # While UFW is off nothing proves that the rule lets this session in.
+    assert ufw_commands(Firewall(False, "deny", "allow", rules), WANTED)[0] == "allow 22/tcp comment 'local-llm'"
