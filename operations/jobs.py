@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
+from paramiko import SSHException
 from pyinfra.api import Host, State
 
 from operations.remote import fail, run, script
@@ -99,26 +100,30 @@ def follow(job: Job, arguments: Mapping[str, Any], then: Job | None = None) -> C
     """
 
     def start_and_watch(_state: State, host: Host) -> bool:
-        if then and _runs_this(then, _unit_state(then, host, arguments)):
-            return True
-        unit = _unit_state(job, host, arguments)
-        if _runs_this(job, unit):
-            host.log_styled(f"{job.title}: already under way on the host, following it", fg="yellow")
-        else:
-            started, output = run(
-                host,
-                script(
-                    f"systemctl stop {job.unit}.service 2>/dev/null || true\n"
-                    f"systemctl reset-failed {job.unit}.service 2>/dev/null || true\n"
-                    f"mkdir -p {LOG_DIRECTORY}\n" + job.start_command()
-                ),
-                arguments,
-            )
-            if not started:
-                return fail(host, f"{job.title}: could not start: {output}")
-        return _watch(job, host, arguments)
+        try:
+            if then and _runs_this(then, _unit_state(then, host, arguments)):
+                return True
+            return _start(job, host, arguments) and _watch(job, host, arguments)
+        except (OSError, EOFError, SSHException) as error:
+            return fail(host, f"{job.title}: lost the connection ({error}). It goes on; deploy again to join it.")
 
     return start_and_watch
+
+
+def _start(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
+    if _runs_this(job, _unit_state(job, host, arguments)):
+        host.log_styled(f"{job.title}: already under way on the host, following it", fg="yellow")
+        return True
+    started, output = run(
+        host,
+        script(
+            f"systemctl stop {job.unit}.service 2>/dev/null || true\n"
+            f"systemctl reset-failed {job.unit}.service 2>/dev/null || true\n"
+            f"mkdir -p {LOG_DIRECTORY}\n" + job.start_command()
+        ),
+        arguments,
+    )
+    return started or fail(host, f"{job.title}: could not start: {output}")
 
 
 def _watch(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
