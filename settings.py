@@ -203,9 +203,9 @@ class Settings(BaseModel):
         2_048, "Length of an answer when the request sets none.", unit="tokens", ge=1, le=131_072
     )
     prompt_cache_mib: int = setting(
-        24,
-        "RAM for prompts seen before, beside the last one: 28 KiB a token of the 1.5B model, so two or three utility "
-        "prompts. llama-server's own default, 8192, outgrows the limit.",
+        16,
+        "RAM for prompts seen before, beside the last one: 28 KiB a token of the 1.5B model, so two utility prompts of "
+        "300 tokens. llama-server's own default, 8192, outgrows the limit.",
         unit="MiB",
         ge=0,
         le=16_384,

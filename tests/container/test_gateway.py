@@ -13,7 +13,7 @@ from tests.container.machine import TEST_LIMITS, Machine, eventually
 
 API = "http://127.0.0.1:8765"
 # The tiny model repeats this word until it is told to stop: thousands of tokens, seconds of work.
-LONG = '-H \'Content-Type: application/json\' -d \'{"prompt": " tick", "max_tokens": 15000, "stream": true}\''
+LONG = '-H \'Content-Type: application/json\' -d \'{"prompt": " tick", "max_tokens": 8000, "stream": true}\''
 
 
 def error(body: str) -> dict[str, str]:
@@ -23,16 +23,19 @@ def error(body: str) -> dict[str, str]:
     return found
 
 
-def start_long_request(machine: Machine, name: str) -> None:
-    """A streamed answer of some seconds, collected in /tmp/NAME."""
-    run_in_background(machine, name, f"curl -sSN -m 60 -o /tmp/{name} {API}/v1/completions {LONG}")
+def start_long_requests(machine: Machine, *names: str) -> None:
+    """Streamed answers of some seconds, collected in /tmp/NAME, asked for at nearly the same moment."""
+    run_in_background(machine, {name: f"curl -sSN -m 300 -o /tmp/{name} {API}/v1/completions {LONG}" for name in names})
 
 
-def run_in_background(machine: Machine, name: str, command: str) -> None:
-    """A unit of that name that runs a shell command."""
+def run_in_background(machine: Machine, commands: dict[str, str]) -> None:
+    """A unit for each shell command, by name."""
     machine.sh(
-        f"rm -f /tmp/{name}; cat > /tmp/{name}.sh <<'END'\n{command}\nEND\n"
-        f"systemd-run --quiet --collect --unit={name} sh /tmp/{name}.sh"
+        "\n".join(
+            f"rm -f /tmp/{name}; cat > /tmp/{name}.sh <<'END'\n{command}\nEND\n"
+            f"systemd-run --quiet --collect --unit={name} sh /tmp/{name}.sh"
+            for name, command in commands.items()
+        )
     )
 
 
@@ -108,8 +111,7 @@ def test_streaming_streams(deployed: Machine) -> None:
 def test_a_full_queue_answers_at_once_and_health_still_does(deployed: Machine) -> None:
     waiting = 1 + int(TEST_LIMITS["queue_length"])
     names = [f"long{number}" for number in range(waiting)]
-    for name in names:
-        start_long_request(deployed, name)
+    start_long_requests(deployed, *names)
     ask = f'{API}/v1/completions -H \'Content-Type: application/json\' -d \'{{"prompt": " tick", "max_tokens": 1}}\''
     began = time.monotonic()
     status, headers, body = deployed.http(ask)
@@ -118,17 +120,17 @@ def test_a_full_queue_answers_at_once_and_health_still_does(deployed: Machine) -
     assert time.monotonic() - began < 2
     assert all(is_running(deployed, name) for name in names)
     assert deployed.http(f"{API}/health")[0] == 200
-    eventually(lambda: not any(is_running(deployed, name) for name in names), 60, "an end of the long requests")
+    eventually(lambda: not any(is_running(deployed, name) for name in names), 300, "an end of the long requests")
     for name in names:
         assert deployed.sh(f"tail -n 2 /tmp/{name}").strip() == "data: [DONE]"
     assert deployed.http(ask)[0] == 200
 
 
 def test_a_reload_drops_nothing(deployed: Machine) -> None:
-    start_long_request(deployed, "inflight")
+    start_long_requests(deployed, "inflight")
     eventually(lambda: deployed.sh("stat -c %s /tmp/inflight 2>/dev/null || echo 0") != "0", 10, "first tokens")
     ask = f"curl -sS -m 5 -o /dev/null -w '%{{http_code}}\\n' {API}/health"
-    run_in_background(deployed, "load", f"for i in $(seq 300); do {ask}; done > /tmp/load 2>&1")
+    run_in_background(deployed, {"load": f"for i in $(seq 300); do {ask}; done > /tmp/load 2>&1"})
     deployed.sh("for i in 1 2 3; do systemctl reload local-llm-gateway; sleep 0.5; done")
     assert is_running(deployed, "inflight")
     eventually(lambda: not is_running(deployed, "inflight") and not is_running(deployed, "load"), 60, "an end")
@@ -137,7 +139,7 @@ def test_a_reload_drops_nothing(deployed: Machine) -> None:
 
 
 def test_a_client_that_leaves_frees_its_slot(deployed: Machine) -> None:
-    start_long_request(deployed, "leaver")
+    start_long_requests(deployed, "leaver")
     eventually(lambda: deployed.sh("stat -c %s /tmp/leaver 2>/dev/null || echo 0") != "0", 10, "first tokens")
     deployed.sh("systemctl kill -s KILL leaver")
     eventually(deployed.answers, 3, "a free slot")

@@ -23,7 +23,7 @@ VARIANTS = {
     "largest": Settings(
         context_tokens=131_072, queue_length=1000, max_body_kib=4096, parallel=8, cpu_quota_percent=25_600,
         memory_max_mib=1_048_576, queue_timeout_seconds=3600, request_timeout_seconds=7200, cpu_weight=10_000,
-        service_user="nobody", service_group="nogroup", api_port=1024, metrics_port=65_535,
+        api_port=1024, metrics_port=65_535,
     ),
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_memory_of_the_default_model_is_what_was_measured() -> None:
     plan = memory_plan(Settings())
     assert plan.weights == 1066
     assert plan.kv_cache == 448
-    assert plan.peak == pytest.approx(1_693e6 / 2**20, rel=0.02)
+    assert plan.peak == pytest.approx(1_686e6 / 2**20, rel=0.02)
 
 
 def test_a_quantised_kv_cache_takes_half() -> None:

@@ -77,7 +77,7 @@ def test_the_service_has_no_network_and_its_limits() -> None:
 
 def test_what_a_naive_install_gets_wrong_is_set() -> None:
     options = directives(service.environment_file(target(Settings()), "stamp").content)
-    assert options["LLAMA_ARG_CACHE_RAM"] == ["24"]
+    assert options["LLAMA_ARG_CACHE_RAM"] == ["16"]
     assert options["LLAMA_ARG_N_PARALLEL"] == ["1"]
     assert options["LLAMA_ARG_REPACK"] == ["0"]
     assert options["LLAMA_ARG_UI"] == ["0"]
