@@ -1,10 +1,10 @@
 """Container images that resemble a fresh VPS: systemd, sshd, a sudo user, and nothing that the deploy has to
 install.
 
-`ubuntu24.04` starts from the registry's ubuntu:24.04, the Debian ones from a root file system made by debootstrap,
-or from a registry where that is not possible. `provision.sh` then makes each of them the sandbox's image.
+They start from a registry's images; where no registry answers, Debian's from a root file system made by debootstrap. `provision.sh` then makes each of them the sandbox's image.
 """
 
+import functools
 import hashlib
 import platform
 import shutil
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, run, say, stream
-from sandbox.engine import ensure_debootstrap, is_root_on_debian
+from sandbox.engine import ensure_debootstrap
 
 REGISTRY_TIMEOUT_SECONDS = 15
 PULL_TIMEOUT_SECONDS = 600
@@ -75,8 +75,8 @@ def image_tag(distribution: Distribution) -> str:
 
 
 def _is_debootstrapped(distribution: Distribution) -> bool:
-    """debootstrap needs root; without it, Debian's images come from a registry as well."""
-    return distribution.suite is not None and is_root_on_debian()
+    """Only where no registry has the image: a person's machine that has Docker needs no further program."""
+    return distribution.suite is not None and registry_problem(distribution.registry_image) is not None
 
 
 def root_tag(distribution: Distribution) -> str:
@@ -91,6 +91,7 @@ def _tag(name: str, *recipe: str) -> str:
     return f"{REPOSITORY}:{name}-{digest[:12]}"
 
 
+@functools.cache
 def registry_problem(image: str) -> str | None:
     """Why an image can be had neither locally nor from a registry; None if it can."""
     if _image_exists(image):

@@ -80,7 +80,7 @@ def test_mtu_without_a_default_route(tmp_path: Path) -> None:
 
 
 def test_image_tag_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(image, "is_root_on_debian", lambda: True)
+    monkeypatch.setattr(image, "registry_problem", lambda _: "no registry")
     debian = image.DISTRIBUTIONS["debian12"]
     before = image.image_tag(debian)
     assert image.image_tag(debian) == before
@@ -91,8 +91,8 @@ def test_image_tag_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert image.image_tag(debian) != before
 
 
-def test_without_root_debian_comes_from_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "is_root_on_debian", lambda: False)
+def test_images_come_from_a_registry_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "registry_problem", lambda _: None)
     assert image.root_tag(image.DISTRIBUTIONS["debian12"]) == "debian:12"
     assert image.root_tag(image.DISTRIBUTIONS["ubuntu24.04"]) == "ubuntu:24.04"
 
