@@ -1,7 +1,8 @@
 """Container images that resemble a fresh VPS: systemd, sshd, a sudo user, and nothing that the deploy has to
 install.
 
-They start from a registry's images; where no registry answers, Debian's from a root file system made by debootstrap. `provision.sh` then makes each of them the sandbox's image.
+They start from a registry's images; where none answers, Debian's from a root file system made by debootstrap.
+`provision.sh` then makes each of them the sandbox's image.
 """
 
 import functools
