@@ -112,6 +112,8 @@ def test_a_full_queue_answers_at_once_and_health_still_does(deployed: Machine) -
     waiting = 1 + int(TEST_LIMITS["queue_length"])
     names = [f"long{number}" for number in range(waiting)]
     start_long_requests(deployed, *names)
+    sessions = "curl -sS http://127.0.0.1:8766/metrics | grep -F 'haproxy_backend_current_sessions{proxy=\"llm\"}'"
+    eventually(lambda: deployed.sh(sessions).endswith(f" {waiting}"), 30, "a full queue")
     ask = f'{API}/v1/completions -H \'Content-Type: application/json\' -d \'{{"prompt": " tick", "max_tokens": 1}}\''
     began = time.monotonic()
     status, headers, body = deployed.http(ask)
