@@ -81,15 +81,9 @@ def test_what_our_own_service_holds_counts_as_available() -> None:
         ("disk /var", {"disks": {"/opt": Disk("/", 50_000)}}),
         ("port 8765", {"listeners": {8765: 'users:(("nginx",pid=1,fd=2))'}}),
         ("port 8766", {"listeners": {8766: ""}}),
-        ("ssh", {"ssh_ports": frozenset()}),
     ],
 )
 def test_what_forbids_a_deploy_fails_and_says_what_to_do(name: str, change: dict[str, object]) -> None:
-    login = replace(LOGIN, ssh_port=22)
-    if name == "ssh":
-        # The session's own port is known even where nothing else is.
-        assert judge(login=login, machine=replace(VPS, **change))["ssh"].status is Status.PASS  # type: ignore[arg-type]
-        return
     finding = judge(machine=replace(VPS, **change))[name]  # type: ignore[arg-type]
     assert finding.status is Status.FAIL
     assert finding.remedy
