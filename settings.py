@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -374,9 +375,15 @@ def _problem(detail: Any) -> str:
 
 def allowed_values(name: str) -> str:
     """What a setting accepts, in words: for error messages and for docs/SETTINGS.md."""
-    schema = Settings.model_json_schema()["properties"][name]
+    schema = _schema()[name]
     words = schema["allowed"] or " or ".join(_allowed(kind, schema["unit"]) for kind in schema.get("anyOf", [schema]))
     return words if schema.get("default", "") is not None or words.endswith("None") else f"{words} or None"
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    properties: dict[str, Any] = Settings.model_json_schema()["properties"]
+    return properties
 
 
 def _allowed(schema: Mapping[str, Any], unit: str) -> str:
