@@ -82,7 +82,7 @@ class MachineState:
     llama_memory_mib: int = 0
 
 
-DISKS = ("/opt", "/var", "/tmp")  # noqa: S108 - asked for its free space only
+DISKS = ("/opt", "/usr", "/var")
 
 _SCRIPT = rf"""
 export LC_ALL=C

@@ -15,7 +15,7 @@ from tasks.rendering import rendered
 ENVIRONMENT_FILE = f"{paths.CONFIGURATION}/llama-server.env"
 READY = f"curl -fsS -m 2 -o /dev/null --unix-socket {paths.SOCKET} http://localhost/health 2>/dev/null"
 READY_SECONDS = 180
-"""Loading a model is reading a file: 2 GB at 15 MB/s, the slowest disk a VPS was seen with, take 140 s."""
+"""Loading a model is reading its file: enough for 2 GB at 12 MB/s."""
 
 
 def unit_files(target: Target) -> list[ManagedFile]:

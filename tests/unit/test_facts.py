@@ -33,8 +33,8 @@ MemTotal:        8123456 kB
 MemAvailable:    6123456 kB
 @disk
 /opt 40000000 /
+/usr
 /var 30000000 /var
-/tmp
 @listeners
 0.0.0.0:22 users:(("sshd",pid=1,fd=3))
 [::]:2222 users:(("sshd",pid=1,fd=4))

@@ -21,7 +21,7 @@ VPS = MachineState(
     cpu_flags=frozenset({"avx2", "fma"}),
     memory_total_mib=7_900,
     memory_available_mib=6_500,
-    disks={"/opt": Disk("/", 50_000), "/var": Disk("/", 50_000)},
+    disks={name: Disk("/", 50_000) for name in ("/opt", "/usr", "/var")},
     ssh_ports=frozenset({22}),
 )
 
@@ -76,9 +76,9 @@ def test_what_our_own_service_holds_counts_as_available() -> None:
         ("system", {"os_version": "22.04"}),
         ("init", {"init": "sh"}),
         ("architecture", {"architecture": "armv7l"}),
-        ("disk /", {"disks": {"/opt": Disk("/", 2_000), "/var": Disk("/", 2_000)}}),
-        ("disk /data", {"disks": {"/opt": Disk("/data", 1_000), "/var": Disk("/", 50_000)}}),
-        ("disk /var", {"disks": {"/opt": Disk("/", 50_000)}}),
+        ("disk /", {"disks": {name: Disk("/", 2_000) for name in ("/opt", "/usr", "/var")}}),
+        ("disk /data", {"disks": {**VPS.disks, "/opt": Disk("/data", 1_000)}}),
+        ("disk /var", {"disks": {"/opt": Disk("/", 50_000), "/usr": Disk("/", 50_000)}}),
         ("port 8765", {"listeners": {8765: 'users:(("nginx",pid=1,fd=2))'}}),
         ("port 8766", {"listeners": {8766: ""}}),
     ],
@@ -101,7 +101,7 @@ def test_a_slow_cpu_and_a_sudo_password_only_warn() -> None:
 
 
 def test_what_is_there_needs_no_disk() -> None:
-    assert disk_needs(Settings(), release_exists=True, model_exists=True) == {"/opt": 100, "/var": 100}
+    assert disk_needs(Settings(), release_exists=True, model_exists=True) == {"/opt": 100, "/usr": 20, "/var": 100}
 
 
 def test_ssh_ports_are_the_sessions_and_the_servers() -> None:
