@@ -21,7 +21,7 @@ MEMORY_HIGH_PERCENT = 91
 HOST_RESERVE_MIB = 512
 """What the system itself keeps, so that the model is not what fills the machine."""
 BUILD_DISK_MIB = 600
-"""Measured: source 176, its git objects 38, built objects 102, packages' archives 110, compiler's cache 20; with room."""
+"""Measured: source 176, its git objects 38, built objects 102, packages' archives 110, compiler's cache 20."""
 PACKAGES_DISK_MIB = 500
 """Measured: 469 MB on a bare Debian 13."""
 
