@@ -31,12 +31,11 @@ def _split(line: str) -> tuple[str, str]:
 
 
 class Accounts(FactBase[set[str]]):
-    """Which of the given users (`u:NAME`) and groups (`g:NAME`) exist, and memberships as `m:USER:GROUP`."""
+    """Which of the given users (`u:NAME`) and groups (`g:NAME`) exist."""
 
     def command(self, users: Sequence[str], groups: Sequence[str]) -> str:
         return (
-            f'for u in {" ".join(map(shlex.quote, users))}; do getent passwd "$u" >/dev/null || continue; '
-            'echo "u:$u"; for g in $(id -nG "$u"); do echo "m:$u:$g"; done; done; '
+            f'for u in {" ".join(map(shlex.quote, users))}; do getent passwd "$u" >/dev/null && echo "u:$u"; done; '
             f'for g in {" ".join(map(shlex.quote, groups))}; do getent group "$g" >/dev/null && echo "g:$g"; done; true'
         )
 

@@ -50,8 +50,8 @@ def ufw_commands(now: Firewall, wanted: Sequence[str]) -> list[str]:
     # A user's `limit` lets in what our `allow` would, and UFW would turn it into ours.
     theirs = {rule.split(" comment ")[0] for rule in now.rules if not rule.endswith(suffix)}
     present |= {rule.replace("limit ", "allow ", 1) for rule in theirs if rule.startswith("limit ")}
-    if now.active:
-        # We came in past this rule: opening the port to everybody would only undo what the user narrowed.
+    if now.active and now.default_incoming in ("deny", "reject"):
+        # We came in by this rule: opening the port to everybody would only undo what the user narrowed.
         narrow = (re.match(r"(?:allow|limit) from \S+ to any port (\d+)\b", rule) for rule in theirs)
         present |= {f"allow {found[1]}/tcp" for found in narrow if found}
     ours = [rule.removesuffix(suffix) for rule in now.rules if rule.endswith(suffix)]

@@ -83,5 +83,6 @@ def test_a_users_limit_on_ssh_stays_a_limit() -> None:
 def test_ssh_that_a_user_narrowed_to_an_address_is_not_opened_to_all() -> None:
     rules = ("allow from 192.0.2.7 to any port 22 proto tcp", "allow 2222/tcp", "deny 8765/tcp", "allow 443/tcp")
     assert ufw_commands(Firewall(True, "deny", "allow", rules), WANTED) == []
-    # While UFW is off nothing proves that the rule lets this session in.
-    assert ufw_commands(Firewall(False, "deny", "allow", rules), WANTED)[0] == "allow 22/tcp comment 'local-llm'"
+    # While UFW is off, or lets everybody in, nothing proves that the rule lets this session in.
+    for unproven in (Firewall(False, "deny", "allow", rules), Firewall(True, "allow", "allow", rules)):
+        assert ufw_commands(unproven, WANTED)[0] == "allow 22/tcp comment 'local-llm'"
