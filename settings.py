@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -76,6 +77,11 @@ FirewallPort = Annotated[
     StringConstraints(pattern=r"^[0-9]{1,5}(:[0-9]{1,5})?/(tcp|udp)$"),
 ]
 """A port or range with its protocol, as UFW writes it: `443/tcp`, `60000:61000/udp`."""
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+FieldValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+_FIELD_VALUES = "a list of words of letters, digits, dots, dashes"
+_HOST = r"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
+"""A name, not an address: certificates are checked by name."""
 
 
 def setting(default: Any, why: str, *, unit: str = "", allowed: str = "", **bounds: Any) -> Any:
@@ -245,8 +251,166 @@ class Settings(BaseModel):
         ge=5,
         le=7_200,
     )
-    max_body_kib: int = setting(256, "Largest request body; larger ones are answered 413.", unit="KiB", ge=4, le=4_096)
+    max_body_kib: int = setting(
+        256,
+        "Largest request body that the gateway reads whole. Larger ones go to the cloud, or are answered 413 where "
+        "none is configured.",
+        unit="KiB",
+        ge=4,
+        le=4_096,
+    )
+    requests_per_minute: int | None = setting(
+        None, "Completions a minute; more are answered 429. Unset: no limit.", ge=1, le=100_000
+    )
     gateway_memory_max_mib: int = setting(256, "Hard memory limit of the gateway.", unit="MiB", ge=64, le=4_096)
+
+    # Cloud
+    cloud_url: str | None = setting(
+        None,
+        "Base address of a cloud provider, with its version prefix, such as `https://api.example.com/v1`. Unset: "
+        "everything is answered on the host.",
+        allowed="an https:// address with a host name and without query, or http:// to 127.0.0.1 or localhost",
+        pattern=rf"^(https://{_HOST}|http://(127\.0\.0\.1|localhost))(:[0-9]{{1,5}})?(/[A-Za-z0-9._~-]+)*/?$",
+    )
+    cloud_api: Literal["openai", "anthropic"] = setting(
+        "openai",
+        "What the provider speaks: `openai` (/chat/completions, /completions, /embeddings) or `anthropic` (/messages). "
+        "Requests of the other kind stay on the host.",
+    )
+    cloud_models: tuple[ModelName, ...] = setting(
+        (),
+        "The provider's models, by its own names: listed by /v1/models and offered to OpenClaw.",
+        allowed="a list of model names, such as gpt-5-mini or openai/gpt-5-mini",
+    )
+    cloud_key_file: str | None = setting(
+        None,
+        "File with the provider's key, on the computer that deploys. Unset: the environment variable "
+        "LOCAL_LLM_CLOUD_KEY; where that is unset too, the key that is on the host stays.",
+        allowed="the path of a file",
+        min_length=1,
+    )
+    cloud_check_path: str = setting(
+        "/models",
+        "Path below `cloud_url` that is asked, with the key, whether the provider is up. It should cost nothing.",
+        allowed="a path, such as /models",
+        pattern=r"^(/[A-Za-z0-9._~-]+)+$",
+    )
+    cloud_check_seconds: int = setting(
+        30, "Time between two such questions while it is up; while it is down, 5 s at most.", unit="s", ge=1, le=3_600
+    )
+    cloud_first_byte_seconds: int = setting(
+        20,
+        "Silence of the provider, before the first byte of a streamed answer, after which the request is answered by "
+        "the other side.",
+        unit="s",
+        ge=1,
+        le=600,
+    )
+    cloud_silence_seconds: int = setting(
+        300,
+        "The same for requests that are not streamed or ask for reasoning, and silence within a stream after which it "
+        "ends. HAProxy before 3.0 knows one limit for both: there a stream is held to `cloud_first_byte_seconds` "
+        "throughout, except where it asks for reasoning.",
+        unit="s",
+        ge=1,
+        le=3_600,
+    )
+    cloud_requests_per_minute: int | None = setting(
+        None,
+        "Requests a minute to the provider; above it the host answers what it can. Unset: no limit.",
+        ge=1,
+        le=100_000,
+    )
+    fallback_prompt_tokens: int | None = setting(
+        None,
+        "Estimated prompts from this length on are not taken over by the host when the cloud fails. Unset: what fits "
+        "its context. The host reads 45 tokens a second.",
+        unit="tokens",
+        ge=1,
+        le=1_000_000,
+    )
+    outage_status: Literal[404, 503] = setting(
+        404,
+        "Answer to a request that is too long for the host while the provider does not serve it. 404 with the code "
+        "model_not_found makes OpenClaw try its next model at once; after 503 it tries the same again for minutes.",
+    )
+
+    # Routing
+    bytes_per_token: float = setting(
+        4.2,
+        "Bytes of a request's body that are counted as one prompt token. Measured: prose, code and conversations "
+        "have 3.6 to 4.8, JSON 2.7, logs of numbers 1.6.",
+        unit="bytes",
+        ge=1,
+        le=16,
+    )
+    route_short_prompt_tokens: int = setting(
+        500, "Estimated prompts below this go to the host first.", unit="tokens", ge=0, le=1_000_000
+    )
+    route_long_prompt_tokens: int = setting(
+        2_000, "Estimated prompts above this go to the cloud first.", unit="tokens", ge=0, le=1_000_000
+    )
+    route_long_answer_tokens: int = setting(
+        1_024,
+        "Requests whose `max_tokens` or `max_completion_tokens` is above this go to the cloud first: large code "
+        "generation.",
+        unit="tokens",
+        ge=1,
+        le=1_000_000,
+    )
+    route_reasoning_efforts: tuple[FieldValue, ...] = setting(
+        ("medium", "high"),
+        "Values of `reasoning_effort` that go to the cloud first.",
+        allowed=_FIELD_VALUES,
+    )
+    route_priority_tiers: tuple[FieldValue, ...] = setting(
+        ("priority",), "Values of `service_tier` that go to the cloud first.", allowed=_FIELD_VALUES
+    )
+    route_utility_tasks: tuple[FieldValue, ...] = setting(
+        ("utility",), "Values of the header `X-LLM-Task` that go to the host first.", allowed=_FIELD_VALUES
+    )
+    drill_weekly: bool = setting(
+        True, "Every week, take the cloud and then the host out for one request each and see that the other answers."
+    )
+
+    # OpenClaw
+    openclaw_user: UserName | None = setting(
+        None,
+        "The user whose installed OpenClaw is wired to this gateway by its own CLI; unset: only a provider file and "
+        "the commands are left in /etc/local-llm/openclaw.",
+        allowed=USER_NAME,
+    )
+    openclaw_state_directory: str | None = setting(
+        None,
+        "Where that OpenClaw keeps its configuration; unset: `.openclaw` in the user's home.",
+        allowed="an absolute path",
+        pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    openclaw_command: str | None = setting(
+        None,
+        "Path of the `openclaw` command; unset: the one that the user's login shell finds.",
+        allowed="an absolute path",
+        pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    openclaw_fallback: bool = setting(True, "Append the local model to the end of OpenClaw's own chain of fallbacks.")
+    openclaw_primary: bool = setting(
+        False,
+        "Make the first of `cloud_models`, through the gateway, OpenClaw's primary model; off: the user's stays.",
+    )
+    openclaw_cloud_context_tokens: int = setting(
+        128_000,
+        "Context length that OpenClaw is told of the cloud's models.",
+        unit="tokens",
+        ge=4_000,
+        le=10_000_000,
+    )
+    openclaw_cloud_max_tokens: int = setting(
+        8_192,
+        "Longest answer that OpenClaw asks the cloud's models for.",
+        unit="tokens",
+        ge=16,
+        le=1_000_000,
+    )
 
     # Firewall
     firewall: bool = setting(True, "Manage UFW: deny incoming, allow outgoing, SSH stays open.")
@@ -322,6 +486,23 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
             url = getattr(settings, name)
             if url is not None and not url.startswith("https://"):
                 yield f"{name} = {url!r}: allowed: https:// addresses (or allow_insecure_downloads = True)"
+    if settings.cloud_url is not None and not settings.cloud_models:
+        yield "cloud_models is missing: cloud_url needs at least one of the provider's models"
+    if settings.cloud_url is not None and not _has_usable_port(settings.cloud_url):
+        yield f"cloud_url = {settings.cloud_url!r}: allowed: ports from 1 to 65535"
+    if settings.cloud_url is None:
+        for name in ("cloud_models", "cloud_key_file"):
+            if value := getattr(settings, name):
+                yield f"{name} = {value!r}: only with cloud_url"
+    own_name = settings.model_name if settings.model == CUSTOM else settings.model
+    if own_name in settings.cloud_models:
+        yield f"cloud_models contains {own_name!r}: that name is the host's own model"
+    if settings.cloud_silence_seconds < settings.cloud_first_byte_seconds:
+        limit = f"cloud_first_byte_seconds ({settings.cloud_first_byte_seconds})"
+        yield f"cloud_silence_seconds = {settings.cloud_silence_seconds}: allowed: from {limit} up"
+    if settings.route_short_prompt_tokens > settings.route_long_prompt_tokens + 1:
+        limit = f"route_long_prompt_tokens ({settings.route_long_prompt_tokens}) + 1"
+        yield f"route_short_prompt_tokens = {settings.route_short_prompt_tokens}: allowed: up to {limit}"
     if settings.metrics_port == settings.api_port:
         yield f"metrics_port = {settings.metrics_port}: allowed: a port other than api_port"
     if settings.memory_goal_mib > settings.memory_max_mib:
@@ -338,6 +519,13 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
             yield f"firewall_allowed_ports contains {port!r}: allowed: ports from 1 to 65535, ranges ascending"
         elif any(numbers[0] <= own <= numbers[-1] for own in (settings.api_port, settings.metrics_port)):
             yield f"firewall_allowed_ports contains {port!r}: the API's ports are never opened; use an SSH tunnel"
+
+
+def _has_usable_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def is_connector_data(name: str) -> bool:
@@ -360,7 +548,7 @@ def parse(data: Mapping[str, Any]) -> tuple[Settings | None, list[str]]:
     problems = list(wrong.values())
     # Pydantic compares settings with each other only once each is right by itself; look at the right ones now.
     if wrong and (right := {name: value for name, value in own.items() if name not in wrong}):
-        problems += [line for line in parse(right)[1] if not line.startswith(tuple(wrong))]
+        problems += [line for line in parse(right)[1] if not any(name in line for name in wrong)]
     return None, problems or [line for detail in details for line in str(detail["ctx"]["error"]).splitlines()]
 
 

@@ -85,25 +85,32 @@ def health(config: Config, host: Host) -> Iterator[Result]:
     )
 
 
-def models(config: Config, _host: Host) -> Iterator[Result]:
-    """/v1/models names the configured model, with the configured context where it says so."""
+def models(config: Config, host: Host) -> Iterator[Result]:
+    """/v1/models names the configured models, and llama-server has the configured context where it says so.
+
+    With a cloud the list is the gateway's own; then the context is asked for on llama-server's socket.
+    """
     name = "models list"
+    wanted = (config.model.name, *(config.cloud.models if config.cloud else ()))
     try:
         with new_session() as session:
             data = _json(_get(session, f"{config.api_url}/v1/models"))
         entries = data["data"]
         ids = [str(entry["id"]) for entry in entries]
     except (ApiError, KeyError, TypeError) as error:
-        yield Result(name, Status.FAIL, _explain(error), config.model.name, _logs(config))
+        yield Result(name, Status.FAIL, _explain(error), ", ".join(wanted), _logs(config))
         return
+    stale = config.gateway_unit if config.cloud else config.service_unit
     yield judge(
         name,
-        config.model.name in ids,
+        set(wanted) <= set(ids),
         ", ".join(ids) or "empty",
-        config.model.name,
-        f"Another model is served than the configured one. Restart: sudo systemctl restart {config.service_unit}",
+        ", ".join(wanted),
+        f"Other models are served than the configured ones. Restart: sudo systemctl restart {stale}",
     )
-    context = next((_context(entry) for entry in entries if entry["id"] == config.model.name), None)
+    context = _context_of(config.model.name, entries)
+    if context is None and config.cloud:
+        context = _context_of(config.model.name, _entries_on_socket(config, host))
     if context is not None:
         yield judge(
             "context",
@@ -324,10 +331,20 @@ def _error_text(data: dict[str, Any]) -> str:
     return _clip(str(message)) if message else ""
 
 
-def _context(entry: Any) -> int | None:
-    meta = entry.get("meta") if isinstance(entry, dict) else None
-    context = meta.get("n_ctx") if isinstance(meta, dict) else None
-    return context if isinstance(context, int) else None
+def _entries_on_socket(config: Config, host: Host) -> Any:
+    """What llama-server itself lists; empty where this user may not ask or it does not answer."""
+    try:
+        return json.loads(probe.models_over_socket(str(host.path(config.socket))))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _context_of(model: str, entries: Any) -> int | None:
+    for entry in entries:
+        meta = entry.get("meta") if isinstance(entry, dict) and entry.get("id") == model else None
+        if isinstance(meta, dict) and isinstance(meta.get("n_ctx"), int):
+            return int(meta["n_ctx"])
+    return None
 
 
 def _failed(config: Config, name: str, limit: str, error: ApiError) -> Result:

@@ -32,6 +32,8 @@ examples:
   local-llm health                       the quick check that cron runs
   local-llm ask "A regex for a date like 2026-11-22?"
   git diff | local-llm ask "Review this change:" -
+  local-llm route request.json           where the gateway would send this request, and why
+  sudo local-llm drill                   take each side out for one request, and see the other answer
 
 logs:
   journalctl -u local-llm -f             the service
@@ -103,6 +105,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--url", help="address of the API (default: the configured one)")
     ask.set_defaults(command=_ask)
+
+    route = commands.add_parser(
+        "route", parents=[common], help="where the gateway would send a request, and why; nothing is sent anywhere"
+    )
+    route.add_argument("file", metavar="FILE", help="the request's body, JSON; “-” stands for standard input")
+    route.add_argument(
+        "--path", type=_url_path, default="/v1/chat/completions", help="path of the API (default: %(default)s)"
+    )
+    route.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a header of the request; repeatable"
+    )
+    route.add_argument("--json", action="store_true", help="the gateway's own answer, for a program")
+    route.set_defaults(command=_route)
+
+    drill = commands.add_parser(
+        "drill",
+        parents=[common],
+        help="take the cloud and then the local model out for one request, and see who answers; "
+        "exit code 1 if the other side did not",
+    )
+    drill.add_argument("--json", action="store_true", help="the result for a program")
+    # What the unit calls: the drill itself, and what brings a side back however that ended.
+    steps = drill.add_mutually_exclusive_group()
+    steps.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
+    steps.add_argument("--restore", action="store_true", help=argparse.SUPPRESS)
+    drill.set_defaults(command=_drill)
     return parser
 
 
@@ -203,6 +231,56 @@ def _ask(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _route(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import route
+
+    config = load(arguments.config)
+    try:
+        headers = [route.parse_header(text) for text in arguments.header]
+        body = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+    except (route.HeaderError, OSError) as error:
+        reason = f"{arguments.file} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return _fail(f"{reason}.", EXIT_USAGE)
+    try:
+        json.loads(body)
+    except ValueError as error:
+        print(
+            f"local-llm: warning: the request is not JSON ({error}); the gateway is asked all the same.",
+            file=sys.stderr,
+        )
+    try:
+        found = route.explain(config.api_url, body, arguments.path, headers)
+    except route.RouteError as error:
+        return _fail(str(error), EXIT_FAILED)
+    print(json.dumps(found.raw, indent=2) if arguments.json else "\n".join(route.lines(found)))
+    return 0
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import drill
+
+    config, host = load(arguments.config), Host()
+    if not host.is_root:
+        return _fail("A drill takes parts of the service out and needs root: sudo local-llm drill", EXIT_USAGE)
+    try:
+        if arguments.restore:
+            left = drill.restore(config, host)
+            print("\n".join(drill.log_lines(left)) if left else "nothing was left out")
+            return EXIT_FAILED if left else 0
+        found = drill.run(config, host) if arguments.run else drill.start(host)
+    except (drill.DrillError, OSError) as error:
+        return _fail(str(error), EXIT_FAILED)
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print("\n".join((drill.log_lines if arguments.run else drill.lines)(found)))
+    return 0 if found.ok else EXIT_FAILED
+
+
 def _target(arguments: argparse.Namespace) -> tuple[str, str]:
     """The API's address and the model's name; an address that is given needs no configuration."""
     if arguments.url:
@@ -217,6 +295,12 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _url_path(text: str) -> str:
+    if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path such as /v1/chat/completions")
+    return text
 
 
 def _colour() -> bool:

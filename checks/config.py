@@ -19,6 +19,10 @@ CRON_FILE = "/etc/cron.d/local-llm"
 LOGROTATE_FILE = "/etc/logrotate.d/local-llm"
 HEALTH_LOG = "/var/log/llm-health.log"
 HEALTH_LOCK = "/run/lock/local-llm-health.lock"
+DEPLOY_LOCK = "/run/lock/local-llm-deploy.lock"
+DRILL_UNIT = "local-llm-drill.service"
+DRILL_RECORD = "/var/lib/local-llm/drill.json"
+DRILL_TAKEN_OUT = "/run/local-llm-drill/taken-out"
 
 T = TypeVar("T")
 
@@ -40,6 +44,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Cloud:
+    """The cloud provider: its base address, what it speaks (openai or anthropic), its models by its own names."""
+
+    url: str
+    api: str
+    models: tuple[str, ...]
+    first_byte_seconds: int
+
+
+@dataclass(frozen=True)
 class FileMode:
     """A file of the deployment, and who may do what with it."""
 
@@ -52,6 +66,9 @@ class FileMode:
 @dataclass(frozen=True)
 class Config:
     api_url: str
+    admin_socket: str
+    cloud: Cloud | None
+    drill_weekly: bool
     metrics_url: str
     socket: str
     service_unit: str
@@ -153,9 +170,19 @@ class _Section:
     def section(self, key: str) -> _Section:
         return _Section(self._value(key, dict), self._prefix + key)
 
+    def section_or_null(self, key: str) -> _Section | None:
+        return None if key in self._data and self._data[key] is None else self.section(key)
+
     def sections(self, key: str) -> list[_Section]:
         items = self._value(key, list)
         return [_Section(item, f"{self._prefix}{key}[{number}]") for number, item in enumerate(items)]
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of at least one text."""
+        items = self._value(key, list)
+        if not items or not all(isinstance(item, str) and item for item in items):
+            raise ConfigError(f"“{self._prefix}{key}” is {items!r}, expected a list of text")
+        return tuple(items)
 
     def port_numbers(self, key: str) -> tuple[int, ...]:
         ports = self._value(key, list)
@@ -179,6 +206,9 @@ def _config(data: _Section) -> Config:
     model = data.section("model")
     return Config(
         api_url=data.url("api_url"),
+        admin_socket=data.text("admin_socket", r"/.+"),
+        cloud=_cloud(data.section_or_null("cloud")),
+        drill_weekly=data.flag("drill_weekly"),
         metrics_url=data.url("metrics_url"),
         socket=data.text("socket"),
         service_unit=data.text("service_unit", r"[\w@.:-]+\.service"),
@@ -213,6 +243,17 @@ def _config(data: _Section) -> Config:
             )
             for item in data.sections("files")
         ),
+    )
+
+
+def _cloud(data: _Section | None) -> Cloud | None:
+    if data is None:
+        return None
+    return Cloud(
+        url=data.url("url"),
+        api=data.text("api", r"openai|anthropic"),
+        models=data.texts("models"),
+        first_byte_seconds=data.integer("first_byte_seconds"),
     )
 
 

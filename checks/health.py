@@ -1,6 +1,6 @@
 """The quick probe that cron runs: service, gateway, API, memory, in one logfmt line.
 
-    2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 rss_mib=1204 … oom_kills=0
+    2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 rss_mib=1204 … cloud=up
     2026-11-22T10:10:00Z FAIL service=failed gateway=active api=http_503 … reason="local-llm.service is failed"
 
 A value that is not known is "-". Imports little, because it runs all day (see `probe`).
@@ -13,13 +13,13 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checks import cgroup, journal, probe
+from checks import cgroup, gateway, journal, probe
 from checks.host import MIB
 from checks.memory import NEAR_LIMIT
 
@@ -35,7 +35,10 @@ _PLAIN = re.compile(r'[^\s"=\\]+')
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement. `oom_kills` counts since the unit was last started on purpose, like `restarts`."""
+    """One measurement. `oom_kills` counts since the unit was last started on purpose, like `restarts`.
+
+    `cloud` is up, down, none (not configured) or None (not known); its outage is no failure of this host.
+    """
 
     time: float
     service: str
@@ -47,6 +50,7 @@ class Sample:
     cgroup_mib: int | None = None
     restarts: int | None = None
     oom_kills: int | None = None
+    cloud: str | None = None
     reasons: tuple[str, ...] = ()
 
     @property
@@ -95,6 +99,7 @@ def measure(config: Config, host: Host) -> Sample:
         cgroup_mib=_mib(memory.current_bytes) if service.pid else None,
         restarts=service.restarts,
         oom_kills=oom_kills,
+        cloud=_cloud(config, host),
         reasons=reasons,
     )
 
@@ -111,12 +116,17 @@ def format_line(sample: Sample) -> str:
         "limit_mib": sample.limit_mib,
         "restarts": sample.restarts,
         "oom_kills": sample.oom_kills,
+        "cloud": sample.cloud,
     }
     if sample.reasons:
         values["reason"] = "; ".join(sample.reasons)
     when = time.strftime(_TIME_FORMAT, time.gmtime(sample.time))
-    fields = (f"{key}={_quoted('-' if value is None else str(value))}" for key, value in values.items())
-    return " ".join([when, "OK" if sample.ok else "FAIL", *fields])
+    return " ".join([when, "OK" if sample.ok else "FAIL", logfmt(values)])
+
+
+def logfmt(values: Mapping[str, object]) -> str:
+    """Pairs as one line, whatever the values hold; None is "-"."""
+    return " ".join(f"{key}={_quoted('-' if value is None else str(value))}" for key, value in values.items())
 
 
 def parse_line(line: str) -> Record | None:
@@ -145,7 +155,7 @@ def append(path: str, line: str) -> None:
 
 
 class AlreadyRunningError(Exception):
-    """Another health check holds the lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
@@ -191,7 +201,7 @@ def _open_lock(path: str) -> int | None:
         if os.geteuid() != 0:
             return None
         Path(path).unlink()
-    raise OSError(f"{path} cannot be made the lock of the health check")
+    raise OSError(f"{path} cannot be made a lock")
 
 
 def _api(answer: probe.Answer) -> tuple[str, ...]:
@@ -220,6 +230,16 @@ def _oom(config: Config, host: Host, unit: Unit, memory: cgroup.Memory) -> tuple
     recent = [time for time in times if host.now() - time <= config.health_interval_minutes * 60]
     reasons = ("the kernel killed it for lack of memory since the last check",) if recent else ()
     return max(len(times), counter), reasons
+
+
+def _cloud(config: Config, host: Host) -> str | None:
+    """What the gateway's own checks of the cloud say; a user who may not ask does not know."""
+    if config.cloud is None:
+        return "none"
+    try:
+        return "up" if gateway.server(config, host, gateway.CLOUD).up else "down"
+    except OSError:
+        return None
 
 
 def _rss(host: Host, unit: Unit) -> int | None:

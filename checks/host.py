@@ -87,6 +87,18 @@ class Host:
     def read(self, path: str) -> str:
         return self.path(path).read_text(encoding="utf-8", errors="replace")
 
+    def replace(self, path: str, text: str, mode: int) -> None:
+        """Put a file in the place of another, whole: a reader sees the old one or the new one."""
+        target = self.path(path)
+        new = target.with_name(f".{target.name}.new")
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        new.replace(target)
+
     def link(self, path: str) -> str:
         return str(self.path(path).readlink())
 

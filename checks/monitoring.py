@@ -1,4 +1,4 @@
-"""The watchers watched: cron, logrotate, the health log and the metrics."""
+"""The watchers watched: cron, logrotate, the health log, the fallback drill and the metrics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from checks import health
-from checks.config import CRON_FILE, HEALTH_LOG, LOGROTATE_FILE
+from checks import drill, health
+from checks.config import CRON_FILE, DRILL_UNIT, HEALTH_LOG, LOGROTATE_FILE
 from checks.result import Result, Status, judge
 from checks.service import duration
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CRON_UNIT = "cron.service"
 _GROUP_OR_OTHER_WRITE = 0o022
+_DRILL_PATIENCE_SECONDS = 8 * 86400
 
 
 def cron(_config: Config, host: Host) -> Iterator[Result]:
@@ -115,6 +116,37 @@ def last_health(config: Config, host: Host) -> Iterator[Result]:
     )
 
 
+def last_drill(config: Config, host: Host) -> Iterator[Result]:
+    """The last fallback drill went well and, where one is due every week, is not overdue."""
+    name = "last fallback drill"
+    found = drill.read_record(host)
+    due = config.drill_weekly and config.cloud is not None
+    limit = f"ok, under {duration(_DRILL_PATIENCE_SECONDS)} old" if due else "ok"
+    if found is None:
+        if config.cloud is not None:
+            waiting = not due or _installed_seconds(host) < _DRILL_PATIENCE_SECONDS
+            yield judge(
+                name,
+                waiting,
+                "none yet",
+                limit,
+                "Nobody has seen the fallback work here. Try it: sudo local-llm drill",
+                otherwise=Status.WARN,
+            )
+        return
+    age = max(0.0, host.now() - found.time)
+    said = "; ".join(drill.sentence(side) for side in found.sides)
+    yield judge(
+        name,
+        found.ok and not (due and age > _DRILL_PATIENCE_SECONDS),
+        f"{'ok' if found.ok else 'not ok'}, {duration(age)} old: {said}",
+        limit,
+        "The fallback has not been seen to work lately. Try it: sudo local-llm drill; "
+        f"what it did: sudo journalctl -u {DRILL_UNIT} -n 20",
+        otherwise=Status.WARN,
+    )
+
+
 def metrics(config: Config, _host: Host) -> Iterator[Result]:
     """The gateway's Prometheus endpoint answers with its series."""
     import requests
@@ -166,3 +198,11 @@ def _watching_seconds(host: Host) -> float:
     except FileNotFoundError:
         return 0.0
     return min(uptime or 0.0, file_age)
+
+
+def _installed_seconds(host: Host) -> float:
+    """For how long the drill's unit has been there to be started."""
+    try:
+        return host.now() - host.status(f"/etc/systemd/system/{DRILL_UNIT}").mtime_ns / 1e9
+    except FileNotFoundError:
+        return float("inf")

@@ -1,4 +1,4 @@
-"""Asking /health, over TCP or a unix socket, with little CPU.
+"""Small requests with little CPU: /health over TCP or a unix socket, and a POST that is timed.
 
 Cron runs this every few minutes. Importing requests costs 0.12 s of CPU more than http.client does
 (measured: 0.23 s against 0.12 s for the whole interpreter), so this path uses http.client.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -28,6 +30,25 @@ class Answer:
         return self.state == "ok"
 
 
+class PostError(Exception):
+    """No answer; the message is a phrase, as in `Answer.detail`."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a POST was answered; `seconds` to the first byte."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    seconds: float
+
+    @property
+    def backend(self) -> str:
+        """Who answered: local, cloud or gateway; empty where the answer does not say."""
+        return self.headers.get("X-LLM-Backend", "")
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
@@ -41,15 +62,50 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def over_tcp(url: str, timeout_seconds: float = 10.0) -> Answer:
     """GET /health of the server at `url`."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_seconds)
-    return _ask(connection, parts.path.rstrip("/") + "/health")
+    return _ask(_connection(url, timeout_seconds), urlsplit(url).path.rstrip("/") + "/health")
 
 
 def over_socket(path: str, timeout_seconds: float = 10.0) -> Answer:
     """GET /health of the server on the unix socket `path`."""
     return _ask(_UnixConnection(path, timeout_seconds), "/health")
+
+
+def models_over_socket(path: str, timeout_seconds: float = 10.0) -> bytes:
+    """The list of models of the server on the unix socket `path`; raises OSError."""
+    connection = _UnixConnection(path, timeout_seconds)
+    try:
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().read(_LARGEST_ANSWER)
+    except http.client.HTTPException as error:
+        raise OSError(_phrase(error, timeout_seconds)[1]) from None
+    finally:
+        connection.close()
+
+
+def post(url: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float = 10.0) -> Reply:
+    """POST a body as it is; raises PostError."""
+    connection = _connection(url, timeout_seconds)
+    start = time.perf_counter()
+    try:
+        connection.putrequest("POST", path, skip_host=any(name.lower() == "host" for name, _ in headers))
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            connection.putheader(name, value)
+        # A server that refuses a large body answers before it has read all of it.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.endheaders(body)
+        response = connection.getresponse()
+        seconds = time.perf_counter() - start
+        return Reply(response.status, response.headers, response.read(_LARGEST_ANSWER), seconds)
+    except (OSError, http.client.HTTPException) as error:
+        raise PostError(_phrase(error, timeout_seconds)[1]) from None
+    finally:
+        connection.close()
+
+
+def _connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_seconds)
 
 
 def _ask(connection: http.client.HTTPConnection, path: str) -> Answer:
@@ -62,14 +118,8 @@ def _ask(connection: http.client.HTTPConnection, path: str) -> Answer:
         connection.request("GET", path, headers={"Accept": "application/json"})
         response = connection.getresponse()
         body = response.read(_LARGEST_ANSWER)
-    except TimeoutError:
-        return answer("timeout", f"no answer in {connection.timeout:.0f} s")
-    except PermissionError as error:
-        return answer("forbidden", error.strerror or str(error))
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        return answer("refused", "nothing listens there" + (f" ({error.strerror})" if error.strerror else ""))
     except (OSError, http.client.HTTPException) as error:
-        return answer("broken", f"{type(error).__name__}: {error}".rstrip(": "))
+        return answer(*_phrase(error, connection.timeout or 0))
     finally:
         connection.close()
     if response.status == 503 and b"oading model" in body:
@@ -79,3 +129,14 @@ def _ask(connection: http.client.HTTPConnection, path: str) -> Answer:
     if b'"ok"' not in body:
         return answer("broken", "HTTP status 200, but not llama-server's answer")
     return answer("ok")
+
+
+def _phrase(error: Exception, timeout_seconds: float) -> tuple[str, str]:
+    """What went wrong, as one word and as a phrase."""
+    if isinstance(error, TimeoutError):
+        return "timeout", f"no answer in {timeout_seconds:.0f} s"
+    if isinstance(error, PermissionError):
+        return "forbidden", error.strerror or str(error)
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return "refused", "nothing listens there" + (f" ({error.strerror})" if error.strerror else "")
+    return "broken", f"{type(error).__name__}: {error}".rstrip(": ")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from checks import api, memory, monitoring, security, service
+from checks import api, cloud, memory, monitoring, security, service
 from checks.result import Check, Result, Status
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The API goes first: the response time wants a machine that the other checks do not load.
 GROUPS: Mapping[str, Sequence[Check]] = {
-    "api": (api.health, api.models, api.completion, api.streaming, api.response_time),
+    "api": (api.health, api.models, api.completion, api.streaming, api.response_time, cloud.reachable),
     "service": (
         service.units,
         service.restarts,
@@ -34,7 +34,13 @@ GROUPS: Mapping[str, Sequence[Check]] = {
         security.exposure,
         security.files,
     ),
-    "monitoring": (monitoring.cron, monitoring.log_rotation, monitoring.last_health, monitoring.metrics),
+    "monitoring": (
+        monitoring.cron,
+        monitoring.log_rotation,
+        monitoring.last_health,
+        monitoring.last_drill,
+        monitoring.metrics,
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from checks import __version__, cgroup, monitoring, probe
+from checks import __version__, cgroup, cloud, drill, gateway, monitoring, probe, route
 from checks.config import CURRENT_RELEASE
 from checks.host import MIB
 from checks.service import duration, read_manifest
@@ -21,10 +21,12 @@ def lines(config: Config, host: Host) -> list[str]:
     rows = [(unit.name, _unit(host, unit)) for unit in _units(config, host)]
     rows += [
         ("API", _api(config)),
+        ("cloud", _cloud(config, host)),
         ("memory", _memory(config, host)),
         ("model", _model(config, host)),
         ("release", _release(config, host)),
         ("last health check", _last_health(config, host)),
+        ("last fallback drill", _last_drill(host)),
     ]
     width = max(len(label) for label, _ in rows)
     screen = [f"{label:{width}}  {text}" for label, text in rows]
@@ -90,6 +92,22 @@ def _api(config: Config) -> str:
     return f"{config.api_url}: {answer.detail}. More: sudo local-llm test"
 
 
+def _cloud(config: Config, host: Host) -> str:
+    """Up, down and why, or resting: the gateway tells every user the state, and root the reason."""
+    if config.cloud is None:
+        return "none configured: everything is answered on this machine"
+    try:
+        state = route.explain(config.api_url, b"{}").cloud
+        if state != "down":
+            return f"{route.cloud_words(state)}, {config.cloud.url}"
+        found = cloud.diagnose(config, config.cloud, gateway.server(config, host, gateway.CLOUD))
+    except PermissionError:
+        return f"down, {config.cloud.url} (why: sudo local-llm status)"
+    except (route.RouteError, OSError) as error:
+        return f"not known: {error}"
+    return f"{found.text}, {config.cloud.url}. {found.remedy}"
+
+
 def _memory(config: Config, host: Host) -> str:
     unit = host.unit(config.service_unit)
     if not unit.pid:
@@ -137,3 +155,14 @@ def _last_health(config: Config, host: Host) -> str:
     age = duration(max(0.0, host.now() - record.time))
     reason = f": {record.values['reason']}" if "reason" in record.values else ""
     return f"{'OK' if record.ok else 'FAIL'}, {age} ago ({when}){reason}"
+
+
+def _last_drill(host: Host) -> str:
+    try:
+        found = drill.read_record(host)
+    except PermissionError:
+        return "the record needs sudo"
+    if found is None:
+        return "none yet: sudo local-llm drill"
+    age = duration(max(0.0, host.now() - found.time))
+    return f"{'OK' if found.ok else 'NOT OK'}, {age} ago ({'; '.join(drill.sentence(side) for side in found.sides)})"

@@ -38,6 +38,38 @@ class FileContents(FactBase[dict[str, FileState]]):
         return parse_file_contents(output)
 
 
+@dataclass(frozen=True)
+class FileDigest:
+    """What may be known of a secret file."""
+
+    sha256: str
+    mode: str
+    owner: str
+    group: str
+
+
+class FileDigests(FactBase[dict[str, FileDigest]]):
+    """Digest, owner and mode of each given file that exists, by path; never its content."""
+
+    def command(self, paths: Sequence[str]) -> str:
+        return (
+            f"for f in {' '.join(map(shlex.quote, paths))}; do "
+            'if [ -f "$f" ] && [ ! -L "$f" ]; then '
+            'echo "$(stat -c "%a %U %G" "$f") $(sha256sum < "$f" | cut -d" " -f1) $f"; fi; done'
+        )
+
+    @staticmethod
+    def default() -> dict[str, FileDigest]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, FileDigest]:
+        files = {}
+        for line in output:
+            mode, owner, group, sha256, path = line.split(" ", 4)
+            files[path] = FileDigest(sha256, mode.zfill(4), owner, group)
+        return files
+
+
 def parse_file_contents(output: Sequence[str]) -> dict[str, FileState]:
     """Read the fact's lines: mode, owner, group, base64 (empty for an empty file), path."""
     files = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import shlex
 from collections.abc import Generator, Iterator, Sequence
@@ -13,7 +14,7 @@ from pyinfra import host, state
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from facts.files import FileContents
+from facts.files import FileContents, FileDigest, FileDigests
 from operations.remote import script
 
 
@@ -26,6 +27,10 @@ class ManagedFile:
     mode: str = "0644"
     owner: str = "root"
     group: str = "root"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content.encode()).hexdigest()
 
 
 @operation()
@@ -54,6 +59,19 @@ def managed(files: Sequence[ManagedFile], validate: str | None = None) -> Genera
         host.noop(
             f"{len(files)} files are as they should be" if len(files) > 1 else f"{files[0].path} is as it should be"
         )
+
+
+@operation()
+def secret(file: ManagedFile) -> Generator[PyinfraCommand, None, None]:
+    """Ensure the content, owner and mode of a file whose content is never shown: not in differences, commands or facts.
+
+    + file: the file
+    """
+    present = host.get_fact(FileDigests, paths=(file.path,)).get(file.path)
+    if present == FileDigest(file.sha256, file.mode, file.owner, file.group):
+        host.noop(f"{file.path} is as it should be")
+        return
+    yield from _replace(file, validate=None)
 
 
 def _replace(file: ManagedFile, validate: str | None) -> Iterator[PyinfraCommand]:
@@ -90,7 +108,7 @@ def absent(paths: Sequence[str]) -> Generator[StringCommand, None, None]:
 
     + paths: the files
     """
-    present = host.get_fact(FileContents, paths=tuple(paths))
+    present = host.get_fact(FileDigests, paths=tuple(paths))
     if not present:
         host.noop("nothing to remove")
     for path in present:

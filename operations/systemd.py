@@ -48,6 +48,18 @@ def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Ge
     yield StringCommand(script(_wait(unit, ready, ready_timeout_seconds)))
 
 
+@operation()
+def loaded(unit: str) -> Generator[StringCommand, None, None]:
+    """Ensure that systemd has read a unit's file as it is on disk, for a unit that others start.
+
+    + unit: the unit, with its suffix
+    """
+    if not host.get_fact(Unit, unit=unit).needs_reload:
+        host.noop(f"systemd knows {unit}")
+        return
+    yield StringCommand("systemctl", "daemon-reload")
+
+
 def _wait(unit: str, ready: str, seconds: int) -> str:
     return f"""
 end=$(($(date +%s) + {seconds}))

@@ -31,6 +31,7 @@ def prepare(settings: Settings) -> None:
             Directory(paths.MODELS),
             Directory(f"{paths.MODELS}/incoming", "0750", build, build),
             Directory(paths.CONFIGURATION),
+            Directory(paths.SECRETS, "0700"),
             Directory(paths.STATE, "0750"),
             Directory(paths.SCRATCH, "0750", build, build),
             Directory(f"{paths.SCRATCH}/ccache", "0750", build, build),

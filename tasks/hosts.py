@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from facts.machine import Login, LoginState
 from settings import Settings, parse
+from tasks.cloud_key import CloudKeyError, operators_key
 
 
 def load_settings() -> Settings:
@@ -20,7 +22,7 @@ def load_settings() -> Settings:
     was changed anywhere.
     """
     problems = [
-        f"{each.name}: {problem}" for each in inventory.get_active_hosts() for problem in parse(host_data(each))[1]
+        f"{each.name}: {problem}" for each in inventory.get_active_hosts() for problem in _problems(host_data(each))
     ]
     if problems:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -31,6 +33,16 @@ def load_settings() -> Settings:
     settings, _ = parse(host_data(host))
     assert settings is not None
     return settings
+
+
+def _problems(data: dict[str, Any]) -> list[str]:
+    settings, problems = parse(data)
+    if settings is not None:
+        try:
+            operators_key(settings, os.environ)
+        except CloudKeyError as problem:
+            return [str(problem)]
+    return problems
 
 
 def host_data(of: Host) -> dict[str, Any]:

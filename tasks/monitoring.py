@@ -1,4 +1,4 @@
-"""Checks on the host: the `checks` package, its limits, the health check's cron job and the logs' rotation."""
+"""Checks on the host: the `checks` package, its limits, what cron runs, the fallback drill, the logs' rotation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pyinfra.api import deploy
 
-from operations import files
+from operations import files, systemd
 from operations.files import ManagedFile
+from settings import Settings
 from tasks import paths
 from tasks.gateway import CONFIGURATION_FILE
 from tasks.preflight import Target
@@ -50,6 +51,9 @@ def checks_configuration(target: Target) -> ManagedFile:
     executable = (f"{paths.CURRENT}/bin/llama-server",)
     content = {
         "api_url": f"http://127.0.0.1:{settings.api_port}",
+        "admin_socket": paths.GATEWAY_ADMIN_SOCKET,
+        "cloud": _cloud(settings),
+        "drill_weekly": settings.drill_weekly,
         "metrics_url": f"http://127.0.0.1:{settings.metrics_port}/metrics",
         "socket": paths.SOCKET,
         "service_unit": paths.SERVICE_UNIT,
@@ -83,6 +87,26 @@ def checks_configuration(target: Target) -> ManagedFile:
     return ManagedFile(CHECKS_CONFIGURATION, json.dumps(content, indent=2) + "\n")
 
 
+def cron_file(settings: Settings) -> ManagedFile:
+    """What runs by itself: the health check, and where there is a cloud the drill, early on Sundays."""
+    return rendered(
+        "/etc/cron.d/local-llm",
+        health_interval_minutes=settings.health_interval_minutes,
+        drill=settings.drill_weekly and settings.cloud_url is not None,
+    )
+
+
+def _cloud(settings: Settings) -> dict[str, object] | None:
+    if settings.cloud_url is None:
+        return None
+    return {
+        "url": settings.cloud_url,
+        "api": settings.cloud_api,
+        "models": list(settings.cloud_models),
+        "first_byte_seconds": settings.cloud_first_byte_seconds,
+    }
+
+
 @deploy("Monitoring")
 def install(target: Target) -> None:
     """Install the checks, the `local-llm` command, the cron job and the rotation of the logs."""
@@ -93,8 +117,10 @@ def install(target: Target) -> None:
             *checks_package(),
             checks_configuration(target),
             rendered("/usr/local/bin/local-llm", mode="0755", root=paths.ROOT),
+            rendered(f"/etc/systemd/system/{paths.DRILL_UNIT}"),
         ],
     )
+    systemd.loaded(name="Let systemd know the drill", unit=paths.DRILL_UNIT)
     files.managed(
         name="Rotate the logs",
         files=[
@@ -108,5 +134,5 @@ def install(target: Target) -> None:
     )
     files.managed(
         name="Check health by cron",
-        files=[rendered("/etc/cron.d/local-llm", health_interval_minutes=settings.health_interval_minutes)],
+        files=[cron_file(settings)],
     )

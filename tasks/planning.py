@@ -124,6 +124,14 @@ def findings(
         yield _ssh(login, machine)
 
 
+def key_findings(settings: Settings, given: bool, on_host: bool) -> Iterator[Finding]:
+    """Whether the cloud has a key: given to this deploy, or on the host from an earlier one."""
+    if settings.cloud_url is not None:
+        found = "given to this deploy" if given else "on the host" if on_host else "none"
+        remedy = "export LOCAL_LLM_CLOUD_KEY=…, or set cloud_key_file; a cloud without keys takes any word"
+        yield _finding("cloud key", given or on_host, found, "the provider's key", remedy)
+
+
 def _finding(name: str, good: bool, found: str, needed: str, remedy: str, bad: Status = Status.FAIL) -> Finding:
     return Finding(name, Status.PASS if good else bad, found, needed, "" if good else remedy)
 

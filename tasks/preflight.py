@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from pyinfra import host
 from pyinfra.api import deploy
 
+from facts.files import FileDigests
 from facts.llama_cpp import Releases
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
@@ -14,7 +16,8 @@ from operations import lock, preflight
 from operations.llama_cpp import Release
 from settings import Settings
 from tasks import paths
-from tasks.planning import Finding, Status, disk_needs, findings
+from tasks.cloud_key import operators_key
+from tasks.planning import Finding, Status, disk_needs, findings, key_findings
 from tasks.tables import show
 
 
@@ -47,13 +50,24 @@ def inspect(settings: Settings, login: LoginState) -> Target:
     model_exists = any(
         file.sha256 == settings.selected_model.sha256 for file in host.get_fact(ModelFiles, directory=paths.MODELS)
     )
-    results = tuple(findings(settings, login, machine, disk_needs(settings, release_exists, model_exists)))
+    results = (
+        *findings(settings, login, machine, disk_needs(settings, release_exists, model_exists)),
+        *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
+    )
     show(
         f"Preflight: {host.name}",
         ("check", "status", "found", "needed", "what to do"),
         [(result.name, result.status.value, result.found, result.needed, result.remedy) for result in results],
     )
     return Target(settings, login, machine, release, results)
+
+
+def _is_key_given(settings: Settings) -> bool:
+    return operators_key(settings, os.environ) is not None
+
+
+def _is_key_on_host() -> bool:
+    return paths.CLOUD_KEY in host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,))
 
 
 @deploy("Preflight")

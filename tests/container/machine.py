@@ -102,6 +102,7 @@ class Machine:
     host: SandboxHost
     source: Source
     settings: dict[str, object] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     ssh_port: int | None = None
     first_deploy: Run | None = None
 
@@ -127,6 +128,7 @@ class Machine:
         return subprocess.Popen(
             [sys.executable, "-m", "pyinfra", "-y", "--json", *options, str(inventory), file],
             cwd=ROOT,
+            env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -49,6 +49,17 @@ def test_wrong_settings_are_said_all_at_once_before_any_change(untouched: Machin
     assert is_untouched(untouched)
 
 
+def test_a_cloud_without_a_key_is_said_before_any_change(untouched: Machine) -> None:
+    cloud = {"cloud_url": "https://api.example.com/v1", "cloud_models": ["large"]}
+    run = with_settings(untouched, **cloud).deploy()
+    assert run.status == 1
+    assert "LOCAL_LLM_CLOUD_KEY" in run.output
+    run = with_settings(untouched, **cloud, cloud_key_file="/no/such/file").deploy()
+    assert run.status == 1
+    assert "cloud_key_file = '/no/such/file': cannot be read: No such file or directory" in run.output
+    assert is_untouched(untouched)
+
+
 def test_checks_of_a_bare_host_say_how_to_deploy(untouched: Machine) -> None:
     run = untouched.deploy("checks.py")
     assert run.status == 1

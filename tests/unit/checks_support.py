@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import socketserver
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,9 @@ MIB = 1024 * 1024
 
 CONFIG: Mapping[str, Any] = {
     "api_url": "http://127.0.0.1:8765",
+    "admin_socket": "/a",
+    "cloud": None,
+    "drill_weekly": True,
     "metrics_url": "http://127.0.0.1:8766/metrics",
     "socket": "/run/local-llm/llama.sock",
     "service_unit": SERVICE,
@@ -50,6 +54,14 @@ CONFIG: Mapping[str, Any] = {
     "health_interval_minutes": 5,
     "log_retention_days": 7,
     "files": [{"path": "/etc/local-llm/haproxy.cfg", "mode": "0644", "owner": "root", "group": "root"}],
+}
+
+
+CLOUD: Mapping[str, Any] = {
+    "url": "https://api.example.com/v1",
+    "api": "openai",
+    "models": ["big", "bigger"],
+    "first_byte_seconds": 20,
 }
 
 
@@ -162,6 +174,10 @@ def statuses(check: Check, config: Config, host: Host) -> dict[str, Status]:
     return {result.name: result.status for result in check(config, host)}
 
 
+Respond = Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], bytes]]
+"""What a POST is answered: from its path, headers and body to status, headers and body."""
+
+
 @dataclass
 class Api:
     """What the server answers; change a field to make it misbehave."""
@@ -179,6 +195,7 @@ class Api:
     delay_seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    respond: Respond | None = None
 
 
 def stream_of(*words: str, reason: str = "stop", done: bool = True) -> list[bytes]:
@@ -200,7 +217,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(*answers.get(self.path, (404, b"{}")))
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.api.respond:
+            status, headers, answer = self.api.respond(self.path, dict(self.headers.items()), sent)
+            self.api.headers = headers
+            self._send(status, answer)
+            return
+        body = json.loads(sent)
         self.api.requests.append(body)
         time.sleep(self.api.delay_seconds)
         status, answer = self.api.completion
@@ -255,6 +278,72 @@ def serve() -> Iterator[Api]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@dataclass
+class Admin:
+    """HAProxy's admin socket: a row of `show stat` for each server, and `set server`.
+
+    `stuck` servers stay out when they are told to be ready; `commands` is what was asked, `silent` says nothing.
+    """
+
+    servers: dict[str, dict[str, str]] = field(default_factory=lambda: {"llm/llama": up(), "cloud/cloud": up()})
+    stuck: set[str] = field(default_factory=set)
+    commands: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def answer(self, command: str) -> str:
+        self.commands.append(command)
+        if self.broken:
+            return ""
+        if command.startswith("show stat"):
+            return self._rows()
+        _, _, name, _, state = command.split()
+        if name not in self.servers:
+            return "No such backend.\n\n"
+        if state == "maint":
+            self.servers[name] = {"status": "MAINT"}
+        elif name not in self.stuck and self.servers[name]["status"] in ("MAINT", "DRAIN"):
+            self.servers[name] = up(status="UP 1/3")
+        return "\n"
+
+    def _rows(self) -> str:
+        columns = ("pxname", "svname", "qcur", "status", "check_status", "check_code", "last_chk")
+        rows = (
+            [{"pxname": "cloud", "svname": "FRONTEND", "status": "OPEN"}] if "cloud/cloud" not in self.servers else []
+        )
+        for name, row in self.servers.items():
+            backend, server = name.split("/")
+            rows.append({**row, "pxname": backend, "svname": server, "qcur": "0"})
+            rows.append({"pxname": backend, "svname": "BACKEND", "qcur": row.get("qcur", "0"), "status": "UP"})
+        lines = ["# " + ",".join(columns) + ",", *(",".join([*(row.get(c, "") for c in columns), ""]) for row in rows)]
+        return "\n".join(lines) + "\n\n"
+
+
+def up(**changes: str) -> dict[str, str]:
+    """The columns of a server that its checks find well."""
+    return {"status": "UP", "check_status": "L7OK", "check_code": "200", **changes}
+
+
+@contextmanager
+def serve_admin(folder: Path) -> Iterator[Admin]:
+    """An admin socket at the configuration's place under the folder."""
+    admin = Admin()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(admin.answer(self.rfile.readline().decode().strip()).encode())
+
+    server = socketserver.ThreadingUnixStreamServer(str(folder / "a"), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield admin
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        (folder / "a").unlink()
 
 
 REFUSED_URL = "http://127.0.0.1:9"

@@ -13,7 +13,17 @@ import pytest
 from checks import api, probe
 from checks.config import Config
 from checks.result import Status
-from tests.unit.checks_support import REFUSED_URL, Api, FakeHost, make_config, results, serve, statuses, stream_of
+from tests.unit.checks_support import (
+    CLOUD,
+    REFUSED_URL,
+    Api,
+    FakeHost,
+    make_config,
+    results,
+    serve,
+    statuses,
+    stream_of,
+)
 
 
 @pytest.fixture
@@ -151,6 +161,32 @@ def test_a_smaller_context_than_deployed(server: Api, config: Config, host: Fake
 def test_a_server_that_does_not_tell_its_context(server: Api, config: Config, host: FakeHost) -> None:
     server.models = (200, b'{"data":[{"id":"tiny","meta":null}]}')
     assert statuses(api.models, config, host) == {"models list": Status.PASS}
+
+
+def test_the_gateways_own_list_with_a_cloud(
+    server: Api, tmp_path: Path, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, api_url=server.url, cloud=CLOUD)
+    server.models = (200, b'{"data":[{"id":"tiny"},{"id":"big"},{"id":"bigger"}]}')
+    assert statuses(api.models, config, host) == {"models list": Status.PASS}
+    monkeypatch.setattr(probe, "models_over_socket", lambda _path: b'{"data":[{"id":"tiny","meta":{"n_ctx":2048}}]}')
+    assert statuses(api.models, config, host) == {"models list": Status.PASS, "context": Status.FAIL}
+    server.models = (200, b'{"data":[{"id":"tiny"},{"id":"big"}]}')
+    found = results(api.models, config, host)["models list"]
+    assert found.status is Status.FAIL
+    assert "restart local-llm-gateway.service" in found.remedy
+
+
+def test_the_list_on_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            assert self.rfile.readline().startswith(b"GET /v1/models ")
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    monkeypatch.chdir(tmp_path)
+    with socketserver.UnixStreamServer("s", Handler) as listening:
+        threading.Thread(target=listening.handle_request, daemon=True).start()
+        assert probe.models_over_socket("s") == b"{}"
 
 
 @pytest.mark.parametrize(

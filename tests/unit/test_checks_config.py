@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from checks.config import ConfigError, load
-from tests.unit.checks_support import config_data, make_config, write_config
+from tests.unit.checks_support import CLOUD, config_data, make_config, write_config
 
 
 def test_every_value_arrives(tmp_path: Path) -> None:
@@ -16,6 +16,13 @@ def test_every_value_arrives(tmp_path: Path) -> None:
     assert config.ports == (8765, 8766)
     assert config.files[0].mode == 0o644
     assert config.response_limit_seconds == 5.0
+
+
+def test_a_cloud_arrives_or_is_none(tmp_path: Path) -> None:
+    assert make_config(tmp_path).cloud is None
+    cloud = make_config(tmp_path, cloud=CLOUD).cloud
+    assert cloud is not None
+    assert (cloud.url, cloud.models) == ("https://api.example.com/v1", ("big", "bigger"))
 
 
 def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
@@ -50,6 +57,13 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ({"response_limit_seconds": None}, "response_limit_seconds.*a number"),
         ({"firewall": "yes"}, "firewall.*true or false"),
         ({"denied_ports": [70000]}, "denied_ports.*70000"),
+        ({"cloud": "https://x"}, "cloud.*an object"),
+        ({"cloud": {**CLOUD, "api": "gopher"}}, r"cloud\.api"),
+        ({"cloud": {**CLOUD, "models": []}}, r"cloud\.models.*list of text"),
+        ({"cloud": {**CLOUD, "models": [1]}}, r"cloud\.models.*list of text"),
+        ({"cloud": {**CLOUD, "url": "x"}}, r"cloud\.url"),
+        ({"drill_weekly": 1}, "drill_weekly.*true or false"),
+        ({"admin_socket": "run/s"}, "admin_socket"),
         ({"api_url": "127.0.0.1:8765"}, "api_url"),
         ({"api_url": "http://127.0.0.1:port"}, "api_url"),
         ({"service_unit": "local-llm; reboot"}, "service_unit"),

@@ -13,6 +13,7 @@ from checks import health
 from checks.config import Config
 from checks.host import Command
 from tests.unit.checks_support import (
+    CLOUD,
     GATEWAY,
     MIB,
     NOW,
@@ -23,6 +24,7 @@ from tests.unit.checks_support import (
     FakeHost,
     make_config,
     serve,
+    serve_admin,
     show,
 )
 
@@ -57,13 +59,14 @@ SAMPLE = health.Sample(
     cgroup_mib=1310,
     restarts=0,
     oom_kills=0,
+    cloud="none",
 )
 
 
 def test_the_line() -> None:
     assert health.format_line(SAMPLE) == (
         "2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 rss_mib=1204 cgroup_mib=1310 "
-        "limit_mib=3072 restarts=0 oom_kills=0"
+        "limit_mib=3072 restarts=0 oom_kills=0 cloud=none"
     )
 
 
@@ -71,7 +74,7 @@ def test_the_line_of_a_failure() -> None:
     bad = replace(SAMPLE, service="failed", api="http_503", api_ms=None, rss_mib=None, reasons=("it is down", 'a "b"'))
     assert health.format_line(bad) == (
         "2026-11-22T10:05:00Z FAIL service=failed gateway=active api=http_503 api_ms=- rss_mib=- cgroup_mib=1310 "
-        r'limit_mib=3072 restarts=0 oom_kills=0 reason="it is down; a \"b\""'
+        r'limit_mib=3072 restarts=0 oom_kills=0 cloud=none reason="it is down; a \"b\""'
     )
 
 
@@ -92,6 +95,7 @@ numbers = st.none() | st.integers(0, 10**6)
         cgroup_mib=numbers,
         restarts=numbers,
         oom_kills=numbers,
+        cloud=st.sampled_from(["up", "down", "none", None]),
         reasons=st.lists(words, max_size=3).map(tuple),
     )
 )
@@ -181,6 +185,24 @@ def test_a_restart_without_a_kill_is_no_failure(config: Config, host: FakeHost) 
     host.commands["journalctl"] = Command(1, "", "")
     sample = health.measure(config, host)
     assert (sample.restarts, sample.oom_kills, sample.ok) == (1, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [("UP", "up"), ("UP 1/3", "up"), ("DOWN", "down"), ("MAINT", "down"), ("DRAIN", "down")]
+)
+def test_a_cloud_is_told_and_fails_nothing(tmp_path: Path, host: FakeHost, status: str, word: str) -> None:
+    with serve() as api, serve_admin(tmp_path) as admin:
+        admin.servers["cloud/cloud"] = {"status": status}
+        sample = health.measure(make_config(tmp_path, api_url=api.url, cloud=CLOUD), host)
+    assert (sample.cloud, sample.ok) == (word, True)
+    assert f" cloud={word}" in health.format_line(sample)
+    assert len(admin.commands) == 1
+
+
+def test_a_cloud_that_cannot_be_asked_for_is_not_known(server: Api, tmp_path: Path, host: FakeHost) -> None:
+    sample = health.measure(make_config(tmp_path, api_url=server.url, cloud=CLOUD), host)
+    assert (sample.cloud, sample.ok) == (None, True)
+    assert " cloud=-" in health.format_line(sample)
 
 
 def test_without_systemd_there_is_still_a_line(config: Config, host: FakeHost) -> None:

@@ -1,6 +1,7 @@
 """Who watches the watchers: cron, logrotate, the health log, the metrics."""
 
 import gzip
+import json
 import os
 import time
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from checks import monitoring
-from checks.config import CRON_FILE, HEALTH_LOG, LOGROTATE_FILE, Config
+from checks.config import CRON_FILE, DRILL_RECORD, HEALTH_LOG, LOGROTATE_FILE, Config
 from checks.host import Command
 from checks.result import Status
-from tests.unit.checks_support import NOW, REFUSED_URL, FakeHost, make_config, results, serve, show, statuses
+from tests.unit.checks_support import CLOUD, NOW, REFUSED_URL, FakeHost, make_config, results, serve, show, statuses
 
 CRON = "PATH=/usr/bin\n*/5 * * * * root /usr/local/bin/local-llm health --log\n"
 LOGROTATE = """\
@@ -157,3 +158,59 @@ def test_metrics(tmp_path: Path, host: FakeHost) -> None:
 def test_no_metrics(tmp_path: Path, host: FakeHost) -> None:
     config = make_config(tmp_path, metrics_url=REFUSED_URL)
     assert results(monitoring.metrics, config, host)["metrics"].value == "nothing listens there"
+
+
+DRILL = "last fallback drill"
+
+
+def put_drill(host: FakeHost, age_days: float, ok: bool | None = True) -> None:
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - age_days * 86400))
+    side = {"name": "cloud", "ok": ok, "answered_by": "local", "seconds": 0.41, "note": ""}
+    host.put(DRILL_RECORD, json.dumps({"time": when, "ok": ok, "sides": [side]}))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "weekly", "age_days", "ok", "status"),
+    [
+        (CLOUD, True, 1, True, Status.PASS),
+        (CLOUD, True, 7.9, True, Status.PASS),
+        (CLOUD, True, 8.1, True, Status.WARN),
+        (CLOUD, False, 80, True, Status.PASS),
+        (None, True, 80, True, Status.PASS),
+        (CLOUD, True, 1, False, Status.WARN),
+        (CLOUD, True, 1, None, Status.WARN),
+        (None, False, 1, False, Status.WARN),
+    ],
+)
+def test_the_last_drill(
+    tmp_path: Path, host: FakeHost, cloud: object, weekly: bool, age_days: float, ok: bool | None, status: Status
+) -> None:
+    put_drill(host, age_days, ok)
+    config = make_config(tmp_path, cloud=cloud, drill_weekly=weekly)
+    found = results(monitoring.last_drill, config, host)[DRILL]
+    assert found.status is status
+    assert "without cloud: local answered in 0.41 s" in found.value
+
+
+@pytest.mark.parametrize(
+    ("weekly", "installed_days", "status"),
+    [(True, 1, Status.PASS), (True, 9, Status.WARN), (True, None, Status.WARN), (False, 9, Status.PASS)],
+)
+def test_no_drill_yet(
+    tmp_path: Path, host: FakeHost, weekly: bool, installed_days: float | None, status: Status
+) -> None:
+    if installed_days is not None:
+        unit = host.put("/etc/systemd/system/local-llm-drill.service", "")
+        os.utime(unit, (NOW - installed_days * 86400,) * 2)
+    config = make_config(tmp_path, cloud=CLOUD, drill_weekly=weekly)
+    assert statuses(monitoring.last_drill, config, host) == {DRILL: status}
+
+
+def test_without_a_cloud_no_drill_is_missed(config: Config, host: FakeHost) -> None:
+    assert statuses(monitoring.last_drill, config, host) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"time": "x", "sides": []}', '{"time": "2026-11-22T10:05:00Z"}'])
+def test_a_record_that_is_none(tmp_path: Path, host: FakeHost, text: str) -> None:
+    host.put(DRILL_RECORD, text)
+    assert statuses(monitoring.last_drill, make_config(tmp_path, cloud=CLOUD), host) == {DRILL: Status.WARN}

@@ -15,9 +15,16 @@ from tasks import gateway, monitoring, service
 from tasks.preflight import Target
 from tasks.rendering import TEMPLATES, render, rendered
 
+CLOUD = Settings(
+    cloud_url="https://api.example.com/api/v1",
+    cloud_models=("large", "vendor/small"),
+    requests_per_minute=60,
+    cloud_requests_per_minute=30,
+)
 SETTINGS = [
     Settings(),
     Settings(service_user="nobody", service_group="nogroup", context_tokens=2048, kv_cache_type="q8_0"),
+    CLOUD,
     Settings(api_port=9000, metrics_port=9001, parallel=2, queue_length=0, max_body_kib=4096, repack_weights=True),
 ]
 
@@ -36,7 +43,8 @@ def all_files(settings: Settings) -> list[ManagedFile]:
         gateway.configuration_file(settings, "stamp"),
         monitoring.checks_configuration(on),
         rendered("/usr/local/bin/local-llm", root="/opt/local-llm"),
-        rendered("/etc/cron.d/local-llm", health_interval_minutes=5),
+        monitoring.cron_file(settings),
+        rendered("/etc/systemd/system/local-llm-drill.service"),
         rendered("/etc/logrotate.d/local-llm", health_log="/var/log/llm-health.log", log_retention_days=7),
     ]
 
@@ -88,7 +96,8 @@ def test_what_a_naive_install_gets_wrong_is_set() -> None:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_gateway_listens_on_loopback_only(settings: Settings) -> None:
     configuration = gateway.configuration_file(settings, "stamp").content
-    assert set(re.findall(r"^\s+bind (\S+)", configuration, re.MULTILINE)) == {
+    binds = set(re.findall(r"^\s+bind (\S+)", configuration, re.MULTILINE))
+    assert {bind for bind in binds if not bind.startswith("unix@/run/local-llm-gateway/")} == {
         f"127.0.0.1:{settings.api_port}",
         f"127.0.0.1:{settings.metrics_port}",
     }
@@ -96,16 +105,44 @@ def test_the_gateway_listens_on_loopback_only(settings: Settings) -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_gateways_buffers_fit_into_its_memory(settings: Settings) -> None:
-    buffers = 2 * gateway.buffer_bytes(settings) * gateway.max_connections(settings)
+    buffers = 4 * gateway.buffer_bytes(settings) * gateway.max_connections(settings)
     assert buffers <= settings.gateway_memory_max_mib * 1024**2
 
 
 def test_the_access_log_has_no_place_for_a_prompt() -> None:
+    configuration = gateway.configuration_file(CLOUD, "stamp").content
+    formats = re.findall(r"log-format (.*)", configuration)
+    assert len(formats) == 2
+    for log_format in formats:
+        assert set(re.findall(r"%\[(.*?)\]", log_format)) <= {
+            "var(txn.reason)", "var(txn.backend)", "var(txn.provider_status)",
+        }  # fmt: skip
+        # %HU and %r would carry a query string; %HP is the path alone.
+        assert not re.search(r"%HU|%r|%HQ|%hr|%hs", log_format)
+
+
+def test_what_stays_here_has_no_way_to_the_cloud() -> None:
+    sections = re.split(r"^(?=\w+ \w+$)", gateway.configuration_file(CLOUD, "stamp").content, flags=re.MULTILINE)
+    servers = {section.split()[1]: re.findall(r"^\s+server \S+ (\S+)", section, re.MULTILINE) for section in sections}
+    assert servers["local_only"] == ["unix@/run/local-llm-gateway/local.sock"]
+    assert servers["llm"] == ["unix@/run/local-llm/llama.sock"]
+    assert servers["cloud"] == ["api.example.com:443"]
+
+
+def test_without_a_cloud_the_gateway_knows_none() -> None:
     configuration = gateway.configuration_file(Settings(), "stamp").content
-    [log_format] = re.findall(r"log-format (.*)", configuration)
-    assert "req.body" not in log_format
-    # %HU and %r would carry a query string; %HP is the path alone.
-    assert not re.search(r"%\[|%HU|%r|%HQ|%hr|%hs", log_format)
+    assert not re.search(r"server cloud|cloud\.sock|env\(", configuration)
+    unit = directives(gateway.unit_file(Settings(), "stamp").content)
+    assert (unit["IPAddressDeny"], unit["IPAddressAllow"]) == (["any"], ["localhost"])
+    assert "EnvironmentFile" not in unit
+
+
+def test_the_key_is_named_and_not_written() -> None:
+    configuration = gateway.configuration_file(CLOUD, "stamp").content
+    assert configuration.count("%[env(LOCAL_LLM_CLOUD_KEY)]") == 2  # requests, and the check
+    assert directives(gateway.unit_file(CLOUD, "stamp").content)["EnvironmentFile"] == [
+        "/etc/local-llm/secrets/cloud.env"
+    ]
 
 
 def test_a_stamp_changes_with_what_wants_a_restart_and_only_then() -> None:
