@@ -332,7 +332,8 @@ class Settings(BaseModel):
     outage_status: Literal[404, 503] = setting(
         404,
         "Answer to a request that is too long for the host while the provider does not serve it. 404 with the code "
-        "model_not_found makes OpenClaw try its next model at once; after 503 it tries the same again for minutes.",
+        "model_not_found makes OpenClaw try its next model at once; so does 503 with a Retry-After of more than 60 seconds, "
+        "which is what is sent: OpenClaw would wait out a shorter one.",
     )
 
     # Routing
@@ -391,6 +392,20 @@ class Settings(BaseModel):
         "Path of the `openclaw` command; unset: the one that the user's login shell finds.",
         allowed="an absolute path",
         pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    openclaw_node: str | None = setting(
+        None,
+        "Path of the Node.js that runs it; unset: the one beside `openclaw`, or that the user's login shell finds.",
+        allowed="an absolute path",
+        pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    openclaw_utility: bool = setting(
+        True, "Let the local model do OpenClaw's utility tasks (titles, recaps), and `llm-task` where it is enabled."
+    )
+    openclaw_slim: bool = setting(
+        False,
+        "Give OpenClaw a plugin that makes its agent turns short where the local model answers them: no tools, a short "
+        "system prompt. Turns of other models are not touched.",
     )
     openclaw_fallback: bool = setting(True, "Append the local model to the end of OpenClaw's own chain of fallbacks.")
     openclaw_primary: bool = setting(
@@ -503,6 +518,12 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
     if settings.route_short_prompt_tokens > settings.route_long_prompt_tokens + 1:
         limit = f"route_long_prompt_tokens ({settings.route_long_prompt_tokens}) + 1"
         yield f"route_short_prompt_tokens = {settings.route_short_prompt_tokens}: allowed: up to {limit}"
+    if settings.openclaw_primary and settings.cloud_url is None:
+        yield "openclaw_primary = True: only with cloud_url"
+    if settings.openclaw_user is None:
+        for name in ("openclaw_state_directory", "openclaw_command", "openclaw_node"):
+            if value := getattr(settings, name):
+                yield f"{name} = {value!r}: only with openclaw_user"
     if settings.metrics_port == settings.api_port:
         yield f"metrics_port = {settings.metrics_port}: allowed: a port other than api_port"
     if settings.memory_goal_mib > settings.memory_max_mib:

@@ -24,6 +24,8 @@ CONFIGURATION_FILE = f"{paths.CONFIGURATION}/haproxy.cfg"
 RETRY_AFTER_SECONDS = 5
 HEADER_BYTES = 32 * 1024
 READY_SECONDS = 30
+OUTAGE_RETRY_AFTER_SECONDS = 61
+"""OpenClaw goes on to its next model where it is told to wait for more than a minute, and waits otherwise."""
 CLOUD_REST_SECONDS = 10
 """How long the cloud is left alone after a 429 that names no time, or after a silence."""
 CERTAIN_BYTES_PER_TOKEN = 16
@@ -137,7 +139,7 @@ def _outage(settings: Settings) -> dict[str, str]:
         "outage_type": type_,
         "outage_code": code,
         "outage_message": f"{unserved}: {reason}. On the server: local-llm status",
-        "outage_header": "" if settings.outage_status == 404 else f"hdr Retry-After {RETRY_AFTER_SECONDS}",
+        "outage_header": "" if settings.outage_status == 404 else f"hdr Retry-After {OUTAGE_RETRY_AFTER_SECONDS}",
     }
 
 

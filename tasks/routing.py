@@ -60,6 +60,8 @@ def cloud_address(url: str) -> CloudAddress:
 def rules(settings: Settings) -> list[Rule]:
     """All rules in order; the first that matches decides, and the last matches everything."""
     local = [
+        # The host's own checks, which are no user's requests.
+        Rule("probe", Route.LOCAL_ONLY, ("{ req.hdr(x-llm-probe) -m found }",)),
         Rule("local-model", Route.LOCAL_ONLY, (f"{{ var(txn.model) -m str {settings.selected_model.name} }}",)),
         Rule("asked-local", Route.LOCAL_ONLY, ("{ req.hdr(x-llm-route) -m str -i local }",)),
     ]

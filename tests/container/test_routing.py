@@ -518,9 +518,8 @@ def test_the_model_gets_no_credentials_of_anybody(routed: Machine) -> None:
         f"systemd-run --quiet --collect --unit=recorder --property=User=local-llm python3 -c {shlex.quote(recorder)}"
     )
     try:
-        eventually(lambda: state(routed, "local") == "up", 20, "the recorder")
         client = ("Authorization: Bearer of-the-client", "Cookie: of=the-client", "x-api-key: of-the-client")
-        assert ask(routed, body_of("tiny"), *client).by == "local"
+        eventually(lambda: ask(routed, body_of("tiny"), *client).by == "local", 20, "the recorder")
         seen = routed.sh("cat /tmp/seen").lower()
     finally:
         routed.sh("systemctl stop recorder; systemctl start local-llm; rm -f /tmp/seen")
@@ -541,9 +540,9 @@ def test_requests_are_counted_by_backend_and_reason(routed: Machine) -> None:
         return int(line.removeprefix(name))
 
     before = count("cloud", "priority"), count("local", "utility-task"), count("gateway", "local-model")
-    ask(routed, body_of(service_tier="priority"))
-    ask(routed, body_of(), "X-LLM-Task: utility")
-    ask(routed, {"model": "tiny", "input": "words"}, path="/v1/embeddings")
+    assert ask(routed, body_of(service_tier="priority")).by == "cloud"
+    assert ask(routed, body_of(), "X-LLM-Task: utility").by == "local"
+    assert ask(routed, {"model": "tiny", "input": "words"}, path="/v1/embeddings").by == "gateway"
     after = count("cloud", "priority"), count("local", "utility-task"), count("gateway", "local-model")
     assert after == tuple(number + 1 for number in before)
     line = routed.sh("journalctl -u local-llm-gateway -o cat | grep reason=utility-task | tail -n 1")

@@ -14,7 +14,7 @@ CLOUD = Settings(cloud_url=URL, cloud_models=("large",))
 
 
 def test_without_a_cloud_everything_is_local() -> None:
-    assert [rule.reason for rule in rules(Settings())] == ["local-model", "asked-local", "no-cloud"]
+    assert [rule.reason for rule in rules(Settings())] == ["probe", "local-model", "asked-local", "no-cloud"]
     assert {rule.route for rule in rules(Settings())} == {Route.LOCAL_ONLY}
 
 
