@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -332,8 +333,8 @@ class Settings(BaseModel):
     outage_status: Literal[404, 503] = setting(
         404,
         "Answer to a request that is too long for the host while the provider does not serve it. 404 with the code "
-        "model_not_found makes OpenClaw try its next model at once; so does 503 with a Retry-After of more than 60 seconds, "
-        "which is what is sent: OpenClaw would wait out a shorter one.",
+        "model_not_found makes OpenClaw try its next model at once; so does 503, sent with a Retry-After of more "
+        "than 60 seconds: OpenClaw would wait out a shorter one.",
     )
 
     # Routing
@@ -444,6 +445,109 @@ class Settings(BaseModel):
         5.0, "Time of a short answer above which checks warn.", unit="s", gt=0, le=600
     )
 
+    health_probe: bool = setting(
+        True,
+        "Let the health check ask the model for one token, where nobody asked it for anything since the check before.",
+    )
+    samples_retention_days: int = setting(90, "Days that measurements are kept.", unit="days", ge=7, le=3_650)
+    textfile_directory: str = setting(
+        "/var/lib/prometheus/node-exporter",
+        "Where node_exporter looks for text files, if that directory exists; else they go to "
+        "/var/lib/local-llm/metrics.",
+        allowed="an absolute path",
+        pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    utility_goal_percent: float = setting(
+        90.0, "Share of utility requests that the host is to answer itself, in the report.", unit="%", gt=0, le=100
+    )
+
+    # Alerts and healing (beside memory_goal_mib and response_limit_seconds, which are thresholds too)
+    uptime_goal_percent: float = setting(
+        99.0, "Share of time, over a day and over a week, below which an alert is raised.", unit="%", gt=0, lt=100
+    )
+    alert_disk_free_percent: float = setting(
+        10.0, "Free disk space below which an alert is raised.", unit="%", gt=0, le=90
+    )
+    alert_restarts_per_hour: int = setting(
+        3, "Crashes of a service within an hour that count as a restart loop.", ge=1, le=1_000
+    )
+    alert_after_checks: int = setting(
+        2,
+        "Bad health checks in a row that raise an alert. A dead service, a kill for lack of memory, a restart loop and "
+        "a failed drill raise theirs at once.",
+        unit="checks",
+        ge=1,
+        le=100,
+    )
+    alert_clear_after_checks: int = setting(
+        2,
+        "Good health checks in a row that clear an alert; twice as many with every time it came back within a day.",
+        unit="checks",
+        ge=1,
+        le=100,
+    )
+    alert_reminder_hours: int | None = setting(
+        None, "Hours after which an open alert is sent again. Unset: one message when it is raised, one when it is "
+        "cleared.", unit="h", ge=1, le=720,
+    )  # fmt: skip
+    alert_webhook_url: str | None = setting(
+        None,
+        "Where alerts are posted, beside log and journal. An address that is a secret, such as Slack's, belongs into "
+        "`alert_webhook_file`.",
+        allowed="an https:// address, or http:// to 127.0.0.1 or localhost",
+        pattern=r"^(https://[^\s'\"\\@/]+|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)(/[^\s'\"\\]*)?$",
+    )
+    alert_webhook_file: str | None = setting(
+        None,
+        "Instead: a file on the computer that deploys, whose first line is the address and whose further lines are "
+        "headers to send, such as `Authorization: Bearer …`.",
+        allowed="the path of a file",
+        min_length=1,
+    )
+    alert_webhook_format: Literal["json", "ntfy", "slack"] = setting(
+        "json",
+        "What is posted: a JSON object, a message for ntfy, or what Slack, Mattermost and Discord (/slack) take.",
+    )
+    alert_command: str | None = setting(
+        None,
+        "A program on the host, root's own, that is run as root for each alert with the JSON object on its standard "
+        "input.",
+        allowed="an absolute path",
+        pattern=r"^/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]$",
+    )
+    heal_after_failures: int = setting(
+        2,
+        "Health checks in a row that a running service leaves unanswered before it is restarted.",
+        unit="checks",
+        ge=1,
+        le=100,
+    )
+    heal_restarts_per_hour: int = setting(
+        3, "Such restarts of a service within an hour at most; 0: never restart.", ge=0, le=60
+    )
+
+    # Prometheus
+    prometheus: bool = setting(
+        False,
+        "Run the distribution's Prometheus, node exporter and Alertmanager on 127.0.0.1, beside the model and never at "
+        "its cost. Off again: removed, with its data.",
+    )
+    prometheus_port: Port = setting(9090, "Port of Prometheus on 127.0.0.1.")
+    alertmanager_port: Port = setting(9093, "Port of Alertmanager on 127.0.0.1.")
+    node_exporter_port: Port = setting(9100, "Port of the node exporter on 127.0.0.1.")
+    prometheus_scrape_seconds: int = setting(30, "Time between two samples of every metric.", unit="s", ge=5, le=120)
+    prometheus_retention_days: int = setting(15, "Days that Prometheus keeps samples.", unit="days", ge=1, le=365)
+    prometheus_storage_mib: int = setting(
+        512, "Disk that its samples may take; the oldest go first.", unit="MiB", ge=64, le=65_536
+    )
+    prometheus_memory_max_mib: int = setting(
+        512,
+        "Hard memory limit of the three together. PLACEHOLDER: P puts the measured figure here.",
+        unit="MiB",
+        ge=256,
+        le=8_192,
+    )
+
     # Host
     apt_lock_timeout_seconds: int = setting(
         600, "How long to wait while another process (unattended-upgrades on a new VPS) installs packages.",
@@ -464,6 +568,14 @@ class Settings(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def loopback_ports(self) -> dict[str, int]:
+        """Every port that the deploy's services listen on, by the setting's name: none is for the network."""
+        names = ["api_port", "metrics_port"]
+        if self.prometheus:
+            names += ["prometheus_port", "alertmanager_port", "node_exporter_port"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def selected_model(self) -> Model:
@@ -524,8 +636,13 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
         for name in ("openclaw_state_directory", "openclaw_command", "openclaw_node"):
             if value := getattr(settings, name):
                 yield f"{name} = {value!r}: only with openclaw_user"
-    if settings.metrics_port == settings.api_port:
-        yield f"metrics_port = {settings.metrics_port}: allowed: a port other than api_port"
+    ports = settings.loopback_ports
+    for name, number in list(ports.items())[1:]:
+        earlier = [other for other in itertools.takewhile(name.__ne__, ports) if ports[other] == number]
+        if earlier:
+            yield f"{name} = {number}: allowed: a port other than {earlier[0]}"
+    if settings.alert_webhook_url is not None and settings.alert_webhook_file is not None:
+        yield "alert_webhook_file: only without alert_webhook_url"
     if settings.memory_goal_mib > settings.memory_max_mib:
         limit = f"memory_max_mib ({settings.memory_max_mib})"
         yield f"memory_goal_mib = {settings.memory_goal_mib}: allowed: up to {limit}"
@@ -538,7 +655,7 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
         numbers = [int(number) for number in re.findall(r"\d+", port)]
         if not all(1 <= number <= 65535 for number in numbers) or numbers != sorted(numbers):
             yield f"firewall_allowed_ports contains {port!r}: allowed: ports from 1 to 65535, ranges ascending"
-        elif any(numbers[0] <= own <= numbers[-1] for own in (settings.api_port, settings.metrics_port)):
+        elif any(numbers[0] <= own <= numbers[-1] for own in settings.loopback_ports.values()):
             yield f"firewall_allowed_ports contains {port!r}: the API's ports are never opened; use an SSH tunnel"
 
 
@@ -607,7 +724,8 @@ def _allowed(schema: Mapping[str, Any], unit: str) -> str:
         case kind:
             noun = {"integer": "a whole number", "number": "a number"}[kind]
             low = schema["minimum"] if "minimum" in schema else f"above {schema['exclusiveMinimum']}"
-            return f"{noun} from {low} to {schema['maximum']}{suffix}"
+            high = schema["maximum"] if "maximum" in schema else f"below {schema['exclusiveMaximum']}"
+            return f"{noun} from {low} to {high}{suffix}"
 
 
 _PAGE = """# Settings

@@ -50,7 +50,8 @@ def is_running(machine: Machine, name: str) -> bool:
         (f"{API}/props", 404, "unknown_url"),
         (f"{API}/slots", 404, "unknown_url"),
         (f"{API}/metrics", 404, "unknown_url"),
-        (f"{API}/v1/embeddings -d '{{}}'", 404, "unknown_url"),
+        (f"{API}/v1/embeddings -d '{{}}'", 400, "embeddings_unsupported"),
+        (f"{API}/v1/completions -d '{{}}' -H 'Content-Encoding: gzip'", 415, "encoding_unsupported"),
         (f"{API}/v1/chat/completions", 405, "method_not_allowed"),
         (f"-X DELETE {API}/v1/models", 405, "method_not_allowed"),
         (f"-H 'Host: evil.example' {API}/v1/models", 403, "browser_refused"),
@@ -61,6 +62,8 @@ def test_refusals_are_in_openais_format(deployed: Machine, request_: str, status
     answered, headers, body = deployed.http(request_)
     assert answered == status
     assert headers["content-type"] == "application/json"
+    assert headers["x-llm-backend"] == "gateway"
+    assert headers["x-llm-reason"]
     assert error(body)["code"] == code
 
 
@@ -186,7 +189,7 @@ def test_the_access_log_says_what_happened_and_not_what_was_asked(deployed: Mach
     deployed.http(f"'{API}/v1/chat/completions?q={secret}' -H 'Content-Type: application/json' -d '{body}'")
     time.sleep(1)
     line = deployed.sh("journalctl -u local-llm-gateway -o cat | grep 'path=/v1/chat/completions' | tail -n 1")
-    assert re.search(r"status=200 .*total_ms=\d+ .*backend=llm", line)
+    assert re.search(r"status=200 reason=no-cloud backend=local .*total_ms=\d+", line)
     assert deployed.sh(f"journalctl -o cat --since -2min | grep -c {secret} || true") == "0"
     assert deployed.sh(f"grep -rl {secret} /var/log 2>/dev/null | grep -v journal || true") == ""
 

@@ -18,6 +18,7 @@ import pytest
 
 from sandbox.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault
 from tests.container.clouds import forget, start_resolver, stop_resolver, trust, with_cloud
+from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually
 
 API = "http://127.0.0.1:8765"
@@ -484,7 +485,7 @@ def test_the_key_lies_nowhere_but_in_its_file(routed: Machine) -> None:
     assert "it refuses the key" in refused.output
     right = routed.deploy(*loud)
     assert right.succeeded, right.output
-    assert right.changed == 2  # the key's file, and the restart
+    assert right.changed == 3  # the key, the unit with its stamp, the restart
     for run in (refused, right):
         assert CLOUD_KEY not in run.output + json.dumps(run.report)
     found = routed.sh(f"grep -rlF {CLOUD_KEY} /etc /opt /var/log /var/lib /run /tmp /usr/local 2>/dev/null || true")
@@ -570,6 +571,39 @@ def test_a_drill_that_is_killed_leaves_both_sides_in_service(routed: Machine, cl
     routed.sh("systemctl kill -s KILL local-llm-drill")
     cloud.recover()
     wait_until_up(routed)
+
+
+@pytest.fixture
+def limited(routed: Machine) -> Iterator[Machine]:
+    """The machine with a cloud of the other kind, limits by the minute, and the other answer to an outage."""
+    machine = with_settings(
+        routed, cloud_api="anthropic", requests_per_minute=12, cloud_requests_per_minute=3, outage_status=503
+    )
+    run = machine.deploy()
+    assert run.succeeded, run.output
+    wait_until_up(machine)
+    yield machine
+    assert routed.deploy().succeeded
+
+
+def test_limits_by_the_minute_with_a_cloud_of_the_other_kind(limited: Machine, cloud: Cloud) -> None:
+    long = body_of(words=20_000)
+    assert ask(limited, long).reason == "local-endpoint"
+    for _ in range(3):
+        assert ask(limited, long, path="/v1/messages").by == "cloud"
+    [*_, request] = cloud.requests_for("completions")
+    assert request.path == f"{PREFIX}/messages"
+    assert (request.headers["x-api-key"], request.headers["anthropic-version"]) == (CLOUD_KEY, "2023-06-01")
+    assert request.headers["Authorization"] is None
+    assert ask(limited, body_of(), "X-LLM-Route: cloud", path="/v1/messages").by == "local"
+    answer = ask(limited, long, path="/v1/messages")
+    assert (answer.status, answer.error, answer.by) == (503, "cloud_unavailable", "gateway")
+    assert int(answer.headers["retry-after"]) > 60
+    assert len(cloud.requests_for("completions")) == 3
+    answers = [ask(limited, body_of("tiny"), path="/v1/messages") for _ in range(12)]
+    assert {answer.status for answer in answers} == {200, 429}
+    assert answers[-1].error == "rate_limit_exceeded"
+    assert answers[-1].headers["retry-after"] == "60"
 
 
 def test_a_second_deploy_changes_nothing(routed: Machine) -> None:
