@@ -16,7 +16,7 @@ from benchmarks.common import cpu_model, markdown_table, percentile, ratio
 from benchmarks.fallback import Client
 from benchmarks.llama_server import deployed_environment, random_prompt
 from benchmarks.probes import reload as reload_probe
-from benchmarks.second_gateway import gateway_configuration
+from benchmarks.second_gateway import gateway_configuration, stub_configuration
 from benchmarks.token_estimate import Sample
 from operations.llama_cpp import CMAKE_FLAGS
 from sandbox.common import SandboxError
@@ -237,7 +237,7 @@ def test_the_plain_haproxy_has_the_gateways_buffers() -> None:
     line = next(line for line in gateway_configuration("x", settings).splitlines() if "tune.bufsize" in line)
 
     assert line in routing.peer_configuration(settings).splitlines()
-    assert line in routing.stub_configuration(settings).splitlines()
+    assert line in stub_configuration(settings, 28785).splitlines()
 
 
 def answering(**answer: object) -> Client:
@@ -312,7 +312,7 @@ def picky_server() -> Iterator[int]:
 def failures_of(path: str, *, keeps: bool = True) -> tuple[int, list[str]]:
     """Requests and failures of one load on the picky server, for a moment."""
     with picky_server() as port:
-        load = reload_probe.Load(port, "GET", path, {}, "", keeps=keeps)
+        load = reload_probe.Client(port, "GET", path, {}, "", keeps=keeps)
         load.start()
         time.sleep(0.5)
         load.end()
