@@ -5,7 +5,8 @@
         ("203.0.113.7", {"ssh_user": "ubuntu", "ssh_port": 2222, "context_tokens": 8192}),
     ]
 
-A host's dictionary may hold any setting of docs/SETTINGS.md; group_data/all.py holds those of every host.
+A host's dictionary may hold any setting of docs/SETTINGS.md; group_data/all.py holds those of every host. A cloud's key
+belongs into neither.
 On the VPS itself no inventory is needed: `pyinfra @local deploy.py`.
 """
 

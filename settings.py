@@ -309,9 +309,9 @@ class Settings(BaseModel):
     )
     cloud_silence_seconds: int = setting(
         300,
-        "The same for requests that are not streamed or ask for reasoning, and silence within a stream after which it "
-        "ends. HAProxy before 3.0 knows one limit for both: there a stream is held to `cloud_first_byte_seconds` "
-        "throughout, except where it asks for reasoning.",
+        "The same for requests that are not streamed, and silence within a stream after which it ends. HAProxy before "
+        "3.0 knows one limit for both: there a stream is held to `cloud_first_byte_seconds` throughout, and one that "
+        "asks for reasoning to this.",
         unit="s",
         ge=1,
         le=3_600,

@@ -19,5 +19,21 @@
 # Port of the API on 127.0.0.1.
 # api_port = 8765
 
+# A cloud provider for what is too large for the host; docs/API.md says which requests go where. Its key does not
+# belong here: export LOCAL_LLM_CLOUD_KEY before you deploy, or name a file that holds it.
+# cloud_url = "https://api.example.com/v1"
+# cloud_models = ["large-model", "small-model"]
+# cloud_key_file = "~/.config/local-llm/cloud-key"
+# The provider's API: "openai", or "anthropic" (/v1/messages).
+# cloud_api = "anthropic"
+
+# Tokens: longer prompts, and longer answers, go to the cloud first; prompts shorter than the last go to the host first.
+# route_long_prompt_tokens = 2000
+# route_long_answer_tokens = 1024
+# route_short_prompt_tokens = 500
+
+# Requests a minute that the provider gets at most. Every program of the host can use it.
+# cloud_requests_per_minute = 60
+
 # Ports open to the world besides SSH, for what else runs on the host.
 # firewall_allowed_ports = ["80/tcp", "443/tcp"]

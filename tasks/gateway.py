@@ -181,8 +181,9 @@ def _place_key(settings: Settings) -> str:
         return ""
     key = operators_key(settings, os.environ)
     if key is None:
-        # Preflight has seen that one is there.
-        return host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,))[paths.CLOUD_KEY].sha256
+        on_host = host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,)).get(paths.CLOUD_KEY)
+        # Without one preflight has stopped the host before anything is done with this.
+        return on_host.sha256 if on_host else ""
     secret = ManagedFile(paths.CLOUD_KEY, environment_file(key), mode="0600")
     files.secret(name="Write the cloud's key", file=secret)
     return secret.sha256

@@ -71,7 +71,10 @@ def rules(settings: Settings) -> list[Rule]:
 
 
 def _endpoint_rules(settings: Settings) -> Iterator[Rule]:
-    served = {"openai": "/v1/messages /tokenize", "anthropic": "/v1/chat/completions /v1/completions /tokenize"}
+    served = {
+        "openai": "/v1/messages /tokenize",
+        "anthropic": "/v1/chat/completions /v1/completions /v1/embeddings /tokenize",
+    }
     # Without a name no cloud could serve it; with one that cannot be read it might be the local model's.
     yield Rule("no-model", Route.LOCAL_ONLY, ("!{ var(txn.model) -m found }",))
     yield Rule("local-endpoint", Route.LOCAL_ONLY, (f"{{ path {served[settings.cloud_api]} }}",))
