@@ -53,12 +53,14 @@ def diagnose(config: Config, cloud: Cloud, server: gateway.Server) -> Diagnosis:
         return Diagnosis(
             Status.WARN,
             f"down: the name {name} does not resolve",
-            f"Ask yourself: getent hosts {name}; which servers are asked: cat /etc/resolv.conf. {_WAIT}.",
+            f"See for yourself: getent hosts {name}; which servers are asked: cat /etc/resolv.conf. {_WAIT}.",
         )
     if server.check == "L7STS":
         return _refused(cloud, server)
     if server.check == "L6RSP":
         return _handshake(cloud, server)
+    # HAProxy tells a refused connection to a TLS server as a handshake that was refused.
+    detail = server.detail.removeprefix("SSL handshake failure (").removesuffix(")")
     words = {
         "L4CON": "no connection",
         "L4TOUT": "no connection in time",
@@ -67,7 +69,7 @@ def diagnose(config: Config, cloud: Cloud, server: gateway.Server) -> Diagnosis:
         "L7RSP": "its answer is no HTTP",
         "HANA": "requests to it failed one after another",
     }
-    return Diagnosis(Status.WARN, "down: " + _with(words.get(server.check, server.check), server.detail), _look(cloud))
+    return Diagnosis(Status.WARN, "down: " + _with(words.get(server.check, server.check), detail), _look(cloud))
 
 
 def _refused(cloud: Cloud, server: gateway.Server) -> Diagnosis:
@@ -109,13 +111,13 @@ def _certificate_problem(cloud: Cloud) -> str | None:
         ):
             return None
     except ssl.SSLCertVerificationError as error:
-        return str(error.verify_message)
+        return str(error.verify_message).rstrip(".")
     except OSError:
         return None
 
 
 def _look(cloud: Cloud) -> str:
-    return f"Ask yourself: curl -sSv -o /dev/null {cloud.url}. {_WAIT}."
+    return f"See for yourself: curl -sSv -o /dev/null {cloud.url}. {_WAIT}."
 
 
 def _with(words: str, detail: str) -> str:

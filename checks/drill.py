@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from checks.host import Host
 
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-_RECORD_MODE = 0o640
 _IDENTIFIER = "local-llm-drill"
 
 # The unit's TimeoutStartSec is above what two sides can take with these.
@@ -95,7 +94,8 @@ def start(host: Host) -> Drill:
     done = host.run("systemctl", "start", DRILL_UNIT, timeout_seconds=_UNIT_SECONDS)
     found = read_record(host)
     if found is None or found.time < began:
-        raise DrillError(_reason(host, began) or done.message)
+        unknown = f"the drill did not end by itself ({done.message}): sudo journalctl -u {DRILL_UNIT} -n 20"
+        raise DrillError(_reason(host, began) or unknown)
     return found
 
 
@@ -149,7 +149,10 @@ def lines(drill: Drill) -> Iterator[str]:
 
 def sentence(side: Outcome) -> str:
     """What happened without this side."""
-    answered = f"{side.answered_by} answered in {side.seconds:.2f} s" if side.answered_by and side.seconds else ""
+    answered = ""
+    if side.answered_by and side.seconds is not None:
+        took = f"{side.seconds * 1000:.0f} ms" if side.seconds < 1 else f"{side.seconds:.1f} s"
+        answered = f"{side.answered_by} answered in {took}"
     return f"without {side.name}: " + "; ".join(part for part in (answered, side.note) if part)
 
 
@@ -191,11 +194,14 @@ def _request(config: Config, side: Side) -> _Probe:
 
 
 def _hindrance(config: Config, host: Host, side: Side, request: _Probe) -> str:
-    """Why taking this side out would show nothing, or would harm; empty if nothing speaks against it."""
+    """Why taking this side out would show nothing, or would harm; empty if nothing speaks against it.
+
+    Raises DrillError where the gateway does not say how things stand.
+    """
     try:
         seen = route.explain(config.api_url, request.body, request.path, request.headers)
     except route.RouteError as error:
-        return str(error)
+        raise DrillError(str(error)) from None
     if seen.route != request.route:
         return f"the rules send the probe {seen.route} ({seen.rule}), not {request.route}"
     other, state = ("local", seen.local) if side is CLOUD else ("cloud", seen.cloud)
@@ -273,7 +279,7 @@ def _taken_out(host: Host) -> Side | None:
 
 
 def _recorded(host: Host, drill: Drill) -> Drill:
-    host.replace(DRILL_RECORD, json.dumps(drill.as_json(), indent=2) + "\n", _RECORD_MODE)
+    host.replace(DRILL_RECORD, json.dumps(drill.as_json(), indent=2) + "\n", 0o600)
     return drill
 
 

@@ -43,7 +43,7 @@ class Server:
     """A side's state. `status` is HAProxy's: UP, UP 1/3, DOWN, MAINT, MAINT (resolution), DRAIN, …
 
     `check` names the last health check's result, such as L7STS, with `code` where it has an HTTP status and `detail`
-    in words; `waiting` counts requests in the queue.
+    in words; `waiting` counts requests in the queue, `working` those that it is answering.
     """
 
     status: str
@@ -51,6 +51,7 @@ class Server:
     code: str
     detail: str
     waiting: int
+    working: int = 0
 
     @property
     def up(self) -> bool:
@@ -78,7 +79,8 @@ def server(config: Config, host: Host, side: Side) -> Server:
         check=row.get("check_status", "").removeprefix("* "),
         code=row.get("check_code", ""),
         detail=_printable(row.get("last_chk", "")),
-        waiting=sum(_number(own[name]) for name in (side.server, "BACKEND") if name in own),
+        waiting=sum(_number(own[name], "qcur") for name in (side.server, "BACKEND") if name in own),
+        working=_number(row, "scur"),
     )
 
 
@@ -111,9 +113,9 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [dict(zip(names, row, strict=False)) for row in csv.reader(rest.splitlines()) if len(row) > 1]
 
 
-def _number(row: dict[str, str]) -> int:
-    queued = row.get("qcur", "")
-    return int(queued) if queued.isdigit() else 0
+def _number(row: dict[str, str], column: str) -> int:
+    value = row.get(column, "")
+    return int(value) if value.isdigit() else 0
 
 
 def _printable(text: str) -> str:

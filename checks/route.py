@@ -19,6 +19,7 @@ EXPLAIN = "X-LLM-Explain"
 _OWN_HEADERS = (EXPLAIN.lower(), "content-length", "transfer-encoding", "connection", "expect")
 
 _RULES = {
+    "probe": "the header X-LLM-Probe marks it as one of this host's own checks, so it never leaves this machine",
     "local-model": "the request names the local model, so it never leaves this machine",
     "asked-local": "the header X-LLM-Route: local asks for it, so it never leaves this machine",
     "no-cloud": "no cloud is configured, so everything is answered here",

@@ -273,9 +273,10 @@ def test_a_gateway_that_explains_nothing_is_left_alone(
     routes: Gateway, admin: Admin, config: Config, host: FakeHost
 ) -> None:
     routes.explanation = {"rule": None}
-    found = drill.run(config, host)
-    assert [side.ok for side in found.sides] == [None, None]
+    with pytest.raises(DrillError, match="did not explain"):
+        drill.run(config, host)
     assert changes(admin) == []
+    assert not host.exists(DRILL_RECORD)
 
 
 def test_a_side_that_does_not_come_back(routes: Gateway, admin: Admin, config: Config, host: FakeHost) -> None:
@@ -394,6 +395,12 @@ def test_the_record_reads_back(routes: Gateway, config: Config, host: FakeHost) 
     assert host.names("/var/lib/local-llm") == ["drill.json"]
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.0, "0 ms"), (0.4149, "415 ms"), (1.0, "1.0 s"), (12.34, "12.3 s")])
+def test_how_long_it_took(seconds: float, words: str) -> None:
+    side = Outcome("cloud", False, "local", seconds, "but")
+    assert drill.sentence(side) == f"without cloud: local answered in {words}; but"
+
+
 def test_the_journals_lines() -> None:
     sides = (
         Outcome("cloud", True, "local", 0.41, ""),
@@ -430,8 +437,8 @@ def test_the_command(unit: FakeHost, options: list[str], capsys: Capture) -> Non
     assert cli.main(["drill", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("side=cloud result=ok answered_by=local")  # the unit's, to the journal
-    assert lines[2].startswith("ok       without cloud: local answered in 0.")
-    assert lines[3].startswith("ok       without local: cloud answered in 0.")
+    assert lines[2].startswith("ok       without cloud: local answered in ")
+    assert lines[3].startswith("ok       without local: cloud answered in ")
 
 
 def test_the_command_for_a_program(unit: FakeHost, options: list[str], capsys: Capture) -> None:
@@ -460,7 +467,8 @@ def test_a_drill_that_did_not_happen_without_a_journal(unit: FakeHost, options: 
     unit.commands["journalctl"] = Command(0, "", "")
     with health.lock(str(unit.path(DEPLOY_LOCK))):
         assert cli.main(["drill", *options]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "local-llm: Job for local-llm-drill.service failed."
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "did not end by itself (Job for local-llm-drill.service failed.)" in last
 
 
 def test_a_drill_without_its_unit(host: FakeHost, options: list[str], capsys: Capture) -> None:
@@ -478,6 +486,7 @@ def test_a_drill_needs_root(host: FakeHost, options: list[str], capsys: Capture)
 
 def test_restore_of_the_unit(routes: Gateway, host: FakeHost, options: list[str], capsys: Capture) -> None:
     assert cli.main(["drill", "--restore", *options]) == 0
+    assert capsys.readouterr() == ("", "")
     host.put(DRILL_TAKEN_OUT, "cloud")
     assert cli.main(["drill", "--restore", *options]) == 1
     assert "side=cloud result=failed" in capsys.readouterr().out
@@ -491,11 +500,14 @@ def test_status_shows_the_last_drill_and_the_cloud(
     assert "none yet: sudo local-llm drill" in "\n".join(status.lines(config, host))
     drill.run(config, host)
     screen = "\n".join(status.lines(config, host))
-    assert "OK, 0 s ago (without cloud: local answered in 0." in screen
+    assert screen.endswith("  OK, 0 s ago")
     assert "up, https://api.example.com/v1" in screen
     admin.servers["cloud/cloud"] = {"status": "DOWN", "check_status": "L7STS", "check_code": "401"}
     screen = "\n".join(status.lines(config, host))
     assert "down: it refuses the key: HTTP status 401, https://api.example.com/v1. Put a new key" in screen
+    drill.run(config, host)
+    screen = "\n".join(status.lines(config, host))
+    assert "NOT OK, 0 s ago: without local: cloud is down, so nothing was taken out" in screen
     routes.explanation = {"cloud": "resting"}
     assert "resting: " in "\n".join(status.lines(config, host))
 

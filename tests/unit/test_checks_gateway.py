@@ -92,6 +92,12 @@ def test_without_a_cloud_there_is_nothing_to_check(tmp_path: Path, host: FakeHos
         (state("UP", "L7OK", "200"), Status.PASS, "up", ""),
         (state("UP 1/2", "L7STS", "503"), Status.PASS, "up", ""),
         (state("DOWN", "L4CON", "", "Connection refused"), Status.WARN, "no connection (Connection refused)", "curl"),
+        (
+            state("DOWN", "L4CON", "", "SSL handshake failure (Connection refused)"),
+            Status.WARN,
+            "down: no connection (Connection refused)",
+            "curl",
+        ),
         (state("DOWN", "L4TOUT"), Status.WARN, "in time", "curl"),
         (state("DOWN", "L6TOUT"), Status.WARN, "TLS handshake takes", "curl"),
         (state("DOWN", "L7TOUT"), Status.WARN, "no answer in time", "curl"),

@@ -11,6 +11,8 @@ import pytest
 
 from checks import cli, route
 from checks.route import HeaderError, RouteError
+from settings import Settings
+from tasks.routing import rules
 from tests.unit.checks_support import REFUSED_URL, Api, serve, write_config
 
 Capture = pytest.CaptureFixture[str]
@@ -211,3 +213,17 @@ def test_a_header_of_the_users_takes_the_place_of_ours(api: Api, gateway: Gatewa
     _, headers, _ = gateway.asked[-1]
     assert [value for name, value in headers.items() if name.lower() == "content-type"] == ["text/plain"]
     assert headers["Host"] == "example.com"
+
+
+@pytest.mark.parametrize(
+    "cloud",
+    [
+        {},
+        {"cloud_url": "https://api.example.com/v1", "cloud_models": ["big"]},
+        {"cloud_url": "https://api.example.com/v1", "cloud_models": ["big"], "cloud_api": "anthropic"},
+    ],
+)
+def test_every_rule_has_its_words(cloud: dict[str, Any]) -> None:
+    for rule in rules(Settings(**cloud)):
+        assert rule.reason in route._RULES
+        assert rule.route in route._ROUTES
