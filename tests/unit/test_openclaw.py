@@ -1,0 +1,274 @@
+"""What OpenClaw is told, and when: the patch, its comparison with what is there, and what an installation lacks."""
+
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facts.openclaw import Installation, InstallationState, Wiring, parse_installation, run_as
+from operations.openclaw import (
+    Wanted,
+    Where,
+    configuration_file,
+    differences,
+    environment,
+    key_paths,
+    problems,
+    satisfies,
+    stale_fallbacks,
+    value_at,
+)
+from settings import Settings
+from tasks import openclaw
+
+NODE_RANGE = ">=24.16.0 <25 || >=26.1.0"
+INSTALLED = InstallationState(
+    home="/home/claw",
+    command="/home/claw/.npm-global/bin/openclaw",
+    version="2026.9.6",
+    needs_node=NODE_RANGE,
+    node="/usr/bin/node",
+    node_version="24.21.0",
+)
+CLAW = Where("claw")
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(openclaw_user="claw", **values)
+
+
+def with_cloud(**values: Any) -> Settings:
+    return settings(cloud_url="https://api.example.com/v1", cloud_models=("large", "openai/small"), **values)
+
+
+def wanted(values: Settings, found: Mapping[str, Any] | None = None) -> Wanted:
+    directory = openclaw.SLIM_DIRECTORY if values.openclaw_slim else None
+    return Wanted(openclaw.patch(values, found or {}), openclaw.fallback(values), directory)
+
+
+def applied(wish: Wanted) -> dict[str, Any]:
+    """A configuration that holds what is wanted, as OpenClaw would write it."""
+    config: dict[str, Any] = json.loads(json.dumps(wish.patch))
+    model = config.setdefault("agents", {}).setdefault("defaults", {}).setdefault("model", {})
+    if wish.fallback:
+        model["fallbacks"] = ["anthropic/first", wish.fallback]
+    if wish.plugin_directory:
+        config.setdefault("plugins", {})["load"] = {"paths": ["/home/claw/own", wish.plugin_directory]}
+    return config
+
+
+def lists_in(value: Any, path: str = "") -> list[str]:
+    if isinstance(value, Mapping):
+        return [found for name, part in value.items() for found in lists_in(part, f"{path}.{name}")]
+    return [path.removeprefix(".")] if isinstance(value, list) else []
+
+
+def test_the_local_provider_says_what_is_deployed() -> None:
+    provider = openclaw.local_provider(settings(context_tokens=8192, api_port=9000))
+    [model] = provider["models"]
+    assert provider["baseUrl"] == "http://127.0.0.1:9000/v1"
+    assert (model["id"], model["contextWindow"]) == ("qwen2.5-1.5b-instruct", 8192)
+
+
+def test_the_local_provider_waits_longer_than_the_gateway_does() -> None:
+    values = settings(queue_timeout_seconds=100, request_timeout_seconds=500)
+    assert openclaw.local_provider(values)["timeoutSeconds"] > 600
+
+
+@pytest.mark.parametrize(("context", "answer"), [(16_384, 1024), (2048, 512)])
+def test_an_answer_leaves_room_for_the_prompt(context: int, answer: int) -> None:
+    [model] = openclaw.local_provider(settings(context_tokens=context))["models"]
+    assert model["maxTokens"] == answer
+
+
+def test_the_router_exists_only_with_a_cloud() -> None:
+    assert list(openclaw.patch(settings(), {})["models"]["providers"]) == ["local-llm"]
+    router = openclaw.patch(with_cloud(), {})["models"]["providers"]["local-llm-router"]
+    assert [model["id"] for model in router["models"]] == ["large", "openai/small"]
+    assert router["api"] == "openai-completions"
+    assert openclaw.router_provider(with_cloud(cloud_api="anthropic"))["api"] == "anthropic-messages"
+
+
+def test_no_key_is_ever_given() -> None:
+    assert "apiKey" not in json.dumps(openclaw.patch(with_cloud(openclaw_primary=True, openclaw_slim=True), {}))
+
+
+def test_the_users_primary_stays_unless_asked() -> None:
+    assert "model" not in openclaw.patch(with_cloud(), {})["agents"]["defaults"]
+    defaults = openclaw.patch(with_cloud(openclaw_primary=True), {})["agents"]["defaults"]
+    assert defaults["model"] == {"primary": "local-llm-router/large"}
+
+
+def test_the_patch_replaces_no_list_of_the_users() -> None:
+    enabled = {"plugins": {"entries": {"llm-task": {"enabled": True}}}}
+    every = openclaw.patch(with_cloud(openclaw_primary=True, openclaw_slim=True), enabled)
+    assert lists_in(every) == ["models.providers.local-llm.models", "models.providers.local-llm-router.models"]
+
+
+def test_llm_task_is_configured_only_where_it_is_enabled() -> None:
+    assert "plugins" not in openclaw.patch(settings(), {})
+    enabled = {"plugins": {"entries": {"llm-task": {"enabled": True}}}}
+    entry = openclaw.patch(settings(), enabled)["plugins"]["entries"]["llm-task"]
+    assert entry["config"] == {"defaultProvider": "local-llm", "defaultModel": "qwen2.5-1.5b-instruct"}
+    assert "plugins" not in openclaw.patch(settings(openclaw_utility=False), enabled)
+
+
+def test_the_plugin_is_switched_off_where_it_was_on() -> None:
+    was_on = {"plugins": {"entries": {"local-llm-slim": {"enabled": True}}}}
+    assert openclaw.patch(settings(), was_on)["plugins"]["entries"]["local-llm-slim"] == {"enabled": False}
+    was_off = {"plugins": {"entries": {"local-llm-slim": {"enabled": False}}}}
+    assert "plugins" not in openclaw.patch(settings(), was_off)
+
+
+def test_no_fallback_to_a_context_that_openclaw_refuses() -> None:
+    assert openclaw.fallback(settings()) == "local-llm/qwen2.5-1.5b-instruct"
+    assert openclaw.fallback(settings(context_tokens=2048)) is None
+    assert openclaw.fallback(settings(openclaw_fallback=False)) is None
+
+
+def test_what_was_wired_is_not_wired_again() -> None:
+    for values in (settings(), with_cloud(openclaw_primary=True, openclaw_slim=True)):
+        wish = wanted(values)
+        assert list(differences(wish, applied(wish))) == []
+
+
+def test_more_than_what_is_wanted_is_no_difference() -> None:
+    wish = wanted(settings())
+    config = applied(wish)
+    config["models"]["providers"]["mine"] = {"baseUrl": "https://example.org"}
+    config["agents"]["defaults"]["workspace"] = "/srv"
+    assert list(differences(wish, config)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("models", "providers", "local-llm", "api"), "other", "models.providers.local-llm.api"),
+        (("models", "providers", "local-llm", "models"), [], "models.providers.local-llm.models"),
+        (("agents", "defaults", "utilityModel"), "other/model", "agents.defaults.utilityModel"),
+        (("agents", "defaults", "model"), "anthropic/first", "the fallback local-llm/qwen2.5-1.5b-instruct"),
+        (("plugins", "load", "paths"), [], f"the plugin in {openclaw.SLIM_DIRECTORY}"),
+    ],
+)
+def test_each_difference_is_named(path: tuple[str, ...], value: object, named: str) -> None:
+    wish = wanted(settings(openclaw_slim=True))
+    config = applied(wish)
+    value_at(config, path[:-1])[path[-1]] = value
+    assert list(differences(wish, config)) == [named]
+
+
+def test_a_fallback_to_a_former_local_model_goes_and_others_stay() -> None:
+    wish = wanted(settings())
+    config = applied(wish)
+    config["agents"]["defaults"]["model"]["fallbacks"].append("local-llm/former")
+    assert stale_fallbacks(wish, config) == ["local-llm/former"]
+    assert list(differences(wish, config)) == ["no fallback local-llm/former"]
+
+
+def test_only_the_keys_that_are_set_are_read() -> None:
+    assert key_paths({"a": {"b": 1, "c": {}}, "d": []}) == [("a", "b"), ("a", "c"), ("d",)]
+    paths = key_paths(openclaw.patch(with_cloud(), {}))
+    assert all(path[:3] != ("models", "providers") for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [("24.16.0", True), ("24.21.0", True), ("24.15.9", False), ("25.0.0", False), ("26.1.0", True), ("18.19.1", False)],
+)
+def test_node_versions(version: str, good: bool) -> None:
+    assert satisfies(version, NODE_RANGE) is good
+
+
+def test_a_range_that_is_not_understood_is_left_to_openclaw() -> None:
+    assert satisfies("18.0.0", "^24")
+    assert satisfies("18.0.0", "")
+
+
+@pytest.mark.parametrize(
+    ("where", "changes", "words"),
+    [
+        (CLAW, {"home": ""}, "there is no such user"),
+        (CLAW, {"command": ""}, "openclaw_command"),
+        (Where("claw", command="/opt/x"), {"command": ""}, "no command /opt/x"),
+        (CLAW, {"node": "", "node_version": ""}, "openclaw_node"),
+        (CLAW, {"node_version": "20.19.2"}, "needs Node.js >=24.16.0"),
+    ],
+)
+def test_what_an_installation_lacks_is_said(where: Where, changes: dict[str, str], words: str) -> None:
+    [problem] = problems(where, dataclasses.replace(INSTALLED, **changes))
+    assert words in problem
+
+
+def test_a_good_installation_lacks_nothing() -> None:
+    assert list(problems(CLAW, INSTALLED)) == []
+
+
+def test_the_configuration_lies_in_the_home_or_where_it_is_said() -> None:
+    assert configuration_file(CLAW, INSTALLED) == "/home/claw/.openclaw/openclaw.json"
+    elsewhere = Where("claw", state_directory="/srv/claw")
+    assert configuration_file(elsewhere, INSTALLED) == "/srv/claw/openclaw.json"
+    assert environment(elsewhere, INSTALLED)["OPENCLAW_STATE_DIR"] == "/srv/claw"
+    assert "OPENCLAW_STATE_DIR" not in environment(CLAW, INSTALLED)
+
+
+def test_the_cli_runs_as_the_user_with_the_node_that_was_found() -> None:
+    command = run_as("claw", environment(CLAW, INSTALLED), "sh script")
+    assert command.startswith("runuser -u claw -- env -i -C /home/claw HOME=/home/claw ")
+    assert " PATH=/usr/bin:/home/claw/.npm-global/bin:" in command
+
+
+def test_an_installation_is_read() -> None:
+    lines = ["@home", "/home/claw", "@command", INSTALLED.command, "@version", "2026.9.6", "@needs_node", NODE_RANGE]
+    assert parse_installation([*lines, "@node", "/usr/bin/node", "@node_version", "v24.21.0"]) == INSTALLED
+    assert parse_installation(["@home", ""]) == InstallationState()
+
+
+def test_facts_are_shell() -> None:
+    for command in (
+        Installation().command(user="claw"),
+        Wiring().command(user="claw", file="/x", keys=(("a", "b"),), environment={"HOME": "/home/claw"}),
+    ):
+        subprocess.run(["/bin/sh", "-n", "-c", command], check=True)
+
+
+def wiring(text: str | None, tmp_path: Path, answer: str = "") -> dict[str, Any]:
+    """What the fact reads from a file with this text (None: no file), where OpenClaw would answer that."""
+    file = tmp_path / "openclaw.json"
+    if text is not None:
+        file.write_text(text)
+    cli = tmp_path / "openclaw"
+    cli.write_text(f"#!/bin/sh\n[ \"$1 $2 $4\" = 'config get --json' ] && printf %s '{answer}'\n")
+    cli.chmod(0o755)
+    keys = (("models", "providers", "local-llm", "baseUrl"), ("agents", "defaults", "utilityModel"))
+    command = Wiring().command(user="u", file=str(file), keys=keys, environment={"HOME": "/"})
+    _, python = command.split(" HOME=/ ", 1)
+    environment = {**os.environ, "OPENCLAW": str(cli)}
+    done = subprocess.run(["/bin/sh", "-c", python], env=environment, check=True, capture_output=True, text=True)
+    return Wiring().process(done.stdout.splitlines())
+
+
+def test_the_wiring_is_read_without_openclaw_and_without_what_is_the_users(tmp_path: Path) -> None:
+    config = {
+        "models": {"providers": {"local-llm": {"baseUrl": "x"}, "mine": {"apiKey": "secret"}}},
+        "agents": {"defaults": {"workspace": "/srv"}},
+    }
+    found = wiring(json.dumps(config), tmp_path, answer="never asked")
+    assert found == {"models": {"providers": {"local-llm": {"baseUrl": "x"}}}, "agents": {"defaults": {}}}
+
+
+@pytest.mark.parametrize("text", ["// by hand\n{models: {}}", '{"$include": "other.json"}'])
+def test_what_only_openclaw_can_read_is_asked_of_it(text: str, tmp_path: Path) -> None:
+    answer = json.dumps({"defaults": {"utilityModel": "a/b"}, "providers": {"local-llm": {"baseUrl": "y"}}})
+    found = wiring(text, tmp_path, answer)
+    assert found["agents"]["defaults"] == {"utilityModel": "a/b"}
+    assert found["models"]["providers"]["local-llm"] == {"baseUrl": "y"}
+
+
+def test_a_configuration_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    found = wiring(None, tmp_path)
+    assert value_at(found, ("agents", "defaults", "utilityModel")) is None
