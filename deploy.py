@@ -7,8 +7,10 @@ from tasks import (
     llama_cpp,
     model,
     monitoring,
+    openclaw,
     packages,
     preflight,
+    prometheus,
     service,
     verification,
 )
@@ -27,5 +29,7 @@ service.run(target=target)
 gateway.run(settings=settings)
 firewall.close(target=target)
 monitoring.install(target=target)
+prometheus.run(settings=settings)
+openclaw.wire(settings=settings)
 verification.verify()
 verification.prune(target=target)

@@ -11,10 +11,25 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from checks import __version__
-from checks.config import DEFAULT_PATH, HEALTH_LOCK, HEALTH_LOG, Config, ConfigError, load
+from checks.config import (
+    ALERT_UNITS,
+    DEFAULT_PATH,
+    HEALTH_LOCK,
+    HEALTH_LOG,
+    METRICS_LOCK,
+    METRICS_LOG,
+    SAMPLES,
+    Config,
+    ConfigError,
+    load,
+)
 from checks.host import Host
+
+if TYPE_CHECKING:
+    from checks import rounds
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -23,6 +38,8 @@ EXIT_BROKEN_PIPE = 141
 
 # What ask uses when it is given an address and no configuration: llama-server ignores the name.
 _ANY_MODEL = "local"
+
+_LONGEST_REPORT_DAYS = 366
 
 _EXAMPLES = """\
 examples:
@@ -33,11 +50,14 @@ examples:
   local-llm ask "A regex for a date like 2026-11-22?"
   git diff | local-llm ask "Review this change:" -
   local-llm route request.json           where the gateway would send this request, and why
+  sudo local-llm report                  the last 7 days against the goals
+  sudo local-llm alerts                  what is wrong right now, and what helps
   sudo local-llm drill                   take each side out for one request, and see the other answer
 
 logs:
   journalctl -u local-llm -f             the service
   tail -f /var/log/llm-health.log        the health checks
+  tail -f /var/log/llm-metrics.log       the hourly measurements
 """
 
 
@@ -86,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("--lock-file", default=HEALTH_LOCK, help=argparse.SUPPRESS)
     health.set_defaults(command=_health)
 
+    metrics = commands.add_parser("metrics", parents=[common], help="what the time since the last hourly run was like")
+    metrics.add_argument("--log", action="store_true", help="store it and append the line to the log, as cron does")
+    metrics.add_argument("--log-file", default=METRICS_LOG, metavar="FILE", help="log for --log (default: %(default)s)")
+    metrics.add_argument("--lock-file", default=METRICS_LOCK, help=argparse.SUPPRESS)
+    metrics.set_defaults(command=_metrics)
+
     test = commands.add_parser("test", parents=[common], help="all checks; exit code 1 if one fails")
     test.add_argument("--json", action="store_true", help="results for a program")
     test.set_defaults(command=_test)
@@ -119,6 +145,29 @@ def _parser() -> argparse.ArgumentParser:
     route.add_argument("--json", action="store_true", help="the gateway's own answer, for a program")
     route.set_defaults(command=_route)
 
+    week = commands.add_parser(
+        "report",
+        parents=[common],
+        help="the goals of the last days against what was measured; exit code 1 if one is missed",
+    )
+    week.add_argument("--days", type=_days, default=7, metavar="N", help="how far it looks back (default: %(default)s)")
+    week.add_argument("--json", action="store_true", help="every figure, hour by hour, for a program")
+    week.set_defaults(command=_report)
+
+    alerts = commands.add_parser(
+        "alerts",
+        parents=[common],
+        help="the alerts that are open, exit code 1 if there are any; or send one to try where they go",
+    )
+    alerts.add_argument(
+        "action", nargs="?", choices=["test"], help="send a test message every way, and say how it fared"
+    )
+    alerts.add_argument("--json", action="store_true", help="the same for a program")
+    alerts.add_argument("--log-file", default=HEALTH_LOG, help=argparse.SUPPRESS)
+    # What the units call: send what waits.
+    alerts.add_argument("--deliver", choices=sorted(ALERT_UNITS), help=argparse.SUPPRESS)
+    alerts.set_defaults(command=_alerts)
+
     drill = commands.add_parser(
         "drill",
         parents=[common],
@@ -149,29 +198,51 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    from checks import health
+    from checks import health, rounds
 
-    config = load(arguments.config)
+    config, host = load(arguments.config), Host()
     try:
         with health.lock(arguments.lock_file):
-            sample = health.measure(config, Host())
-            line = health.format_line(sample)
-            if arguments.log:
-                health.append(arguments.log_file, line)
+            done = rounds.health_run(config, host, arguments.log_file) if arguments.log else rounds.look(config, host)
     except health.AlreadyRunningError:
         if not arguments.log:
             print("Another health check is running; this one did nothing.")
         return 0
     except OSError as error:
-        return _fail(f"The health check could not be written down: {error}. Use sudo for --log.", EXIT_FAILED)
-    if not sample.ok:
-        # On a failure, what cron mails: the line, and where to look.
-        print(line, file=sys.stderr)
-        print("What is wrong, and what helps: sudo local-llm test", file=sys.stderr)
-        return EXIT_FAILED
-    if not arguments.log:
-        print(line)
-    return 0
+        return _fail(f"The health check could not be made: {error}. Use sudo for --log.", EXIT_FAILED)
+    return _tell(done, arguments.log, "What is wrong, and what helps: sudo local-llm test")
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from checks import health, rounds
+
+    config, host = load(arguments.config), Host()
+    try:
+        with health.lock(arguments.lock_file):
+            done = rounds.metrics_run(config, host, arguments.log_file if arguments.log else None)
+    except health.AlreadyRunningError:
+        if not arguments.log:
+            print("Another measurement is running; this one did nothing.")
+        return 0
+    except OSError as error:
+        return _fail(f"The measurement could not be made: {error}. Use sudo for --log.", EXIT_FAILED)
+    return _tell(done, arguments.log, "More: sudo local-llm health")
+
+
+def _tell(done: rounds.Run, logged: bool, hint: str) -> int:
+    """Print a run: what a person asked for, or on a failure what cron mails."""
+    if done.ok and not done.unwritten and not done.after:
+        if not logged:
+            print(done.line)
+        return 0
+    print(done.line, file=sys.stderr)
+    if done.unwritten:
+        _fail(f"This line could not be written down: {done.unwritten}. Use sudo for --log.", EXIT_FAILED)
+    if done.after:
+        _fail(done.after, EXIT_FAILED)
+    if not done.ok:
+        print(hint, file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _test(arguments: argparse.Namespace) -> int:
@@ -258,6 +329,59 @@ def _route(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import samples, week
+
+    config, host = load(arguments.config), Host()
+    path = host.path(SAMPLES)
+    try:
+        if not path.exists():
+            raise samples.StoreError(f"{path} is missing: the health check, which makes it, has not run yet")
+        with samples.Store.open(path) as store:
+            found, notice = week.measure(config, store, arguments.days, host.now()), store.notice
+    except PermissionError:
+        return _fail(f"{path} may not be read by this user. Use sudo.", EXIT_FAILED)
+    except (samples.StoreError, OSError) as error:
+        return _fail(f"{error}.", EXIT_FAILED)
+    if notice:
+        print(f"local-llm: warning: {notice}.", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(week.as_json(found), ensure_ascii=False, separators=(",", ":")))
+    else:
+        print("\n".join(week.lines(found, colour=_colour())))
+    return EXIT_FAILED if found.missed else 0
+
+
+def _alerts(arguments: argparse.Namespace) -> int:
+    import json
+
+    from checks import alert_rules, alerts, delivery, samples
+
+    config, host = load(arguments.config), Host()
+    if not host.is_root:
+        return _fail("The state of alerts is root's: sudo local-llm alerts", EXIT_USAGE)
+    if arguments.deliver:
+        problem = delivery.deliver(config, host, arguments.deliver)
+        return _fail(f"{problem}.", EXIT_FAILED) if problem else 0
+    if arguments.action == "test":
+        sent = list(alerts.send_test(config, host, arguments.log_file))
+        found: object = [{"way": each.way, "ok": not each.problem, "problem": each.problem} for each in sent]
+        screen = [f"{each.way:15}  {each.problem or 'sent'}" for each in sent]
+        failed = any(each.problem for each in sent)
+    else:
+        try:
+            state = alerts.current(host)
+        except samples.StoreError as error:
+            return _fail(f"{error}.", EXIT_FAILED)
+        found = alert_rules.as_json(state)
+        screen = [*alert_rules.lines(state, host.now()), "", *alerts.ways(config, host)]
+        failed = bool(alert_rules.opened(state))
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(screen))
+    return EXIT_FAILED if failed else 0
+
+
 def _drill(arguments: argparse.Namespace) -> int:
     import json
 
@@ -269,7 +393,8 @@ def _drill(arguments: argparse.Namespace) -> int:
     try:
         if arguments.restore:
             left = drill.restore(config, host)
-            print("\n".join(drill.log_lines(left)) if left else "nothing was left out")
+            if left:
+                print("\n".join(drill.log_lines(left)))
             return EXIT_FAILED if left else 0
         found = drill.run(config, host) if arguments.run else drill.start(host)
     except (drill.DrillError, OSError) as error:
@@ -295,6 +420,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _days(text: str) -> int:
+    days = _positive(text)
+    if days > _LONGEST_REPORT_DAYS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_LONGEST_REPORT_DAYS} days")
+    return days
 
 
 def _url_path(text: str) -> str:

@@ -19,10 +19,19 @@ CRON_FILE = "/etc/cron.d/local-llm"
 LOGROTATE_FILE = "/etc/logrotate.d/local-llm"
 HEALTH_LOG = "/var/log/llm-health.log"
 HEALTH_LOCK = "/run/lock/local-llm-health.lock"
+METRICS_LOG = "/var/log/llm-metrics.log"
+METRICS_LOCK = "/run/lock/local-llm-metrics.lock"
+STATE = "/var/lib/local-llm"
+SAMPLES = "/var/lib/local-llm/samples.db"
+TEXTFILE_FALLBACK = "/var/lib/local-llm/metrics"
 DEPLOY_LOCK = "/run/lock/local-llm-deploy.lock"
 DRILL_UNIT = "local-llm-drill.service"
 DRILL_RECORD = "/var/lib/local-llm/drill.json"
 DRILL_TAKEN_OUT = "/run/local-llm-drill/taken-out"
+ALERT_UNITS = {"webhook": "local-llm-alert-webhook.service", "command": "local-llm-alert-command.service"}
+ALERT_OUTBOX = "/var/lib/local-llm/outbox"
+ALERT_RUNTIME = "/run/local-llm-alerts"
+WEBHOOK_FILE = "/etc/local-llm/secrets/webhook"
 
 T = TypeVar("T")
 
@@ -51,6 +60,43 @@ class Cloud:
     api: str
     models: tuple[str, ...]
     first_byte_seconds: int
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """When alerts are raised and cleared, and where they go besides log and journal.
+
+    `webhook_format` is json, ntfy or slack, None without a webhook; its address is a secret and not here.
+    """
+
+    disk_free_percent: float
+    restarts_per_hour: int
+    after_checks: int
+    clear_after_checks: int
+    reminder_hours: int | None
+    webhook_format: str | None
+    command: str | None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The keys of ALERT_UNITS that are in use."""
+        return tuple(name for name, used in (("webhook", self.webhook_format), ("command", self.command)) if used)
+
+
+@dataclass(frozen=True)
+class Healing:
+    """When a service that runs but does not answer is restarted; 0 restarts an hour: never."""
+
+    after_failures: int
+    restarts_per_hour: int
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A service and the port of 127.0.0.1 that it answers on."""
+
+    unit: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +129,19 @@ class Config:
     memory_max_mib: int
     memory_goal_mib: int
     response_limit_seconds: float
+    uptime_goal_percent: float
+    utility_goal_percent: float
+    alerts: Alerts
+    healing: Healing
+    prometheus: tuple[Listening, ...]
     exposure_limit_service: float
     exposure_limit_gateway: float
     firewall: bool
     denied_ports: tuple[int, ...]
     health_interval_minutes: int
+    health_probe: bool
+    samples_retention_days: int
+    textfile_directory: str
     log_retention_days: int
     files: tuple[FileMode, ...]
 
@@ -143,6 +197,9 @@ class _Section:
             raise ConfigError(f"“{self._prefix}{key}” is {value!r}, which is not a usable value")
         return value
 
+    def text_or_null(self, key: str, pattern: str) -> str | None:
+        return None if self._is_null(key) else self.text(key, pattern)
+
     def url(self, key: str) -> str:
         value = self.text(key, r"https?://\S+")
         try:
@@ -156,6 +213,9 @@ class _Section:
         if value < minimum:
             raise ConfigError(f"“{self._prefix}{key}” is {value}, expected at least {minimum}")
         return value
+
+    def integer_or_null(self, key: str) -> int | None:
+        return None if self._is_null(key) else self.integer(key)
 
     def number(self, key: str) -> float:
         whole = type(self._data.get(key)) is int
@@ -171,7 +231,10 @@ class _Section:
         return _Section(self._value(key, dict), self._prefix + key)
 
     def section_or_null(self, key: str) -> _Section | None:
-        return None if key in self._data and self._data[key] is None else self.section(key)
+        return None if self._is_null(key) else self.section(key)
+
+    def _is_null(self, key: str) -> bool:
+        return key in self._data and self._data[key] is None
 
     def sections(self, key: str) -> list[_Section]:
         items = self._value(key, list)
@@ -228,11 +291,22 @@ def _config(data: _Section) -> Config:
         memory_max_mib=data.integer("memory_max_mib"),
         memory_goal_mib=data.integer("memory_goal_mib"),
         response_limit_seconds=data.number("response_limit_seconds"),
+        uptime_goal_percent=data.number("uptime_goal_percent"),
+        utility_goal_percent=data.number("utility_goal_percent"),
+        alerts=_alerts(data.section("alerts")),
+        healing=_healing(data.section("healing")),
+        prometheus=tuple(
+            Listening(item.text("unit", r"[\w@.:-]+\.service"), item.integer("port"))
+            for item in data.sections("prometheus")
+        ),
         exposure_limit_service=data.number("exposure_limit_service"),
         exposure_limit_gateway=data.number("exposure_limit_gateway"),
         firewall=data.flag("firewall"),
         denied_ports=data.port_numbers("denied_ports"),
         health_interval_minutes=data.integer("health_interval_minutes"),
+        health_probe=data.flag("health_probe"),
+        samples_retention_days=data.integer("samples_retention_days"),
+        textfile_directory=data.text("textfile_directory", r"/.+"),
         log_retention_days=data.integer("log_retention_days"),
         files=tuple(
             FileMode(
@@ -255,6 +329,22 @@ def _cloud(data: _Section | None) -> Cloud | None:
         models=data.texts("models"),
         first_byte_seconds=data.integer("first_byte_seconds"),
     )
+
+
+def _alerts(data: _Section) -> Alerts:
+    return Alerts(
+        disk_free_percent=data.number("disk_free_percent"),
+        restarts_per_hour=data.integer("restarts_per_hour"),
+        after_checks=data.integer("after_checks"),
+        clear_after_checks=data.integer("clear_after_checks"),
+        reminder_hours=data.integer_or_null("reminder_hours"),
+        webhook_format=data.text_or_null("webhook_format", r"json|ntfy|slack"),
+        command=data.text_or_null("command", r"/.+"),
+    )
+
+
+def _healing(data: _Section) -> Healing:
+    return Healing(data.integer("after_failures"), data.integer("restarts_per_hour", minimum=0))
 
 
 def _url_port(url: str) -> int:

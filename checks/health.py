@@ -1,15 +1,17 @@
-"""The quick probe that cron runs: service, gateway, API, memory, in one logfmt line.
+"""The quick look that cron takes: service, gateway, API, model, memory, machine, in one sample and one logfmt line.
 
-    2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 rss_mib=1204 … cloud=up
+    2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 probe=ok probe_ms=71 rss_mib=1204 … cloud=up
     2026-11-22T10:10:00Z FAIL service=failed gateway=active api=http_503 … reason="local-llm.service is failed"
 
-A value that is not known is "-". Imports little, because it runs all day (see `probe`).
+A value that is not known is "-". Imports little, because it runs all day (see `probe`); `rounds` stores what it finds.
 """
 
 from __future__ import annotations
 
 import calendar
+import errno
 import fcntl
+import json
 import os
 import re
 import time
@@ -17,45 +19,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from checks import cgroup, gateway, journal, probe
+from checks import cgroup, gateway, journal, machine, probe
+from checks.config import DRILL_RECORD
 from checks.host import MIB
 from checks.memory import NEAR_LIMIT
+from checks.samples import HEALTH, Sample
 
 if TYPE_CHECKING:
     from checks.config import Config
     from checks.host import Host
     from checks.systemd import Unit
+    from checks.window import Window
 
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _FIELD = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S*))')
 _PLAIN = re.compile(r'[^\s"=\\]+')
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One measurement. `oom_kills` counts since the unit was last started on purpose, like `restarts`.
-
-    `cloud` is up, down, none (not configured) or None (not known); its outage is no failure of this host.
-    """
-
-    time: float
-    service: str
-    gateway: str
-    api: str
-    limit_mib: int
-    api_ms: int | None = None
-    rss_mib: int | None = None
-    cgroup_mib: int | None = None
-    restarts: int | None = None
-    oom_kills: int | None = None
-    cloud: str | None = None
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.reasons
+# One prompt token and one to answer: what a request that comes meanwhile waits for is one token's time.
+_PROBE_PATH = "/v1/completions"
+_PROBE_PROMPT = "a"
+_PROBE_SECONDS = 10.0
+_SETTLE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -67,39 +53,56 @@ class Record:
     values: dict[str, str] = field(default_factory=dict)
 
 
-def measure(config: Config, host: Host) -> Sample:
-    """Look at everything once; what cannot be read becomes a reason, never an exception."""
-    now = host.now()
-    try:
-        service, gateway = host.units(config.service_unit, config.gateway_unit)
-    except (OSError, TimeoutError) as error:
-        api = probe.over_tcp(config.api_url)
-        return Sample(
-            now, "unknown", "unknown", api.state, config.memory_max_mib, _ms(api), reasons=(str(error), *_api(api))
-        )
+def measure(config: Config, host: Host, window: Window | None = None, before: Sample | None = None) -> Sample:
+    """Look at everything once; what cannot be read becomes a reason, never an exception.
 
+    `window` is what the journal tells of the time since `before`, the sample that was stored last. Without it the model
+    is not asked for a token, because nobody knows whether that would push a user's prompt out of its cache.
+    """
+    known: dict[str, Any] = {
+        "time": int(host.now()),
+        "kind": HEALTH,
+        "memory_limit_bytes": config.memory_max_mib * MIB,
+        "drill_ok": _drill_ok(host),
+        **machine.look(host),
+    }
     api = probe.over_tcp(config.api_url)
+    known |= {"api": api.state, "api_seconds": api.milliseconds / 1000 if api.ok else None}
+    try:
+        service, front = host.units(config.service_unit, config.gateway_unit)
+    except (OSError, TimeoutError) as error:
+        reasons = (str(error), *_api(api))
+        return Sample(**known, service="unknown", gateway="unknown", probe="none", ok=False, reasons=reasons)
+
     memory = cgroup.read(host, service)
-    rss = _rss(host, service)
-    oom_kills, oom_reasons = _oom(config, host, service, memory)
+    rss = resident_bytes(host, service)
+    local, cloud = _sides(config, host)
+    oom_kills, oom_reasons = _oom(config, host, service, memory, window, before)
+    state, seconds, probe_reasons = _probed(config, host, window, local) if api.ok else ("none", None, ())
     reasons = (
-        *(f"{unit.name} is {unit.active_state}" for unit in (service, gateway) if not unit.active),
+        *(f"{unit.name} is {unit.active_state}" for unit in (service, front) if not unit.active),
         *_api(api),
+        *probe_reasons,
         *_memory(config, rss),
         *oom_reasons,
     )
     return Sample(
-        time=now,
+        **known,
+        **machine.tokens(config) if service.active else {},
+        **_counted(window),
         service=service.active_state,
-        gateway=gateway.active_state,
-        api=api.state,
-        limit_mib=config.memory_max_mib,
-        api_ms=_ms(api),
-        rss_mib=_mib(rss),
-        cgroup_mib=_mib(memory.current_bytes) if service.pid else None,
+        gateway=front.active_state,
+        probe=state,
+        probe_seconds=seconds,
+        cpu_seconds=machine.cpu_seconds(host, service.pid) if service.pid else None,
+        rss_bytes=rss,
+        memory_bytes=memory.current_bytes if service.pid else None,
+        memory_peak_bytes=memory.peak_bytes if service.pid else None,
         restarts=service.restarts,
         oom_kills=oom_kills,
-        cloud=_cloud(config, host),
+        queue=local.waiting if local else None,
+        cloud=_cloud(config, cloud),
+        ok=not reasons,
         reasons=reasons,
     )
 
@@ -110,18 +113,31 @@ def format_line(sample: Sample) -> str:
         "service": sample.service,
         "gateway": sample.gateway,
         "api": sample.api,
-        "api_ms": sample.api_ms,
-        "rss_mib": sample.rss_mib,
-        "cgroup_mib": sample.cgroup_mib,
-        "limit_mib": sample.limit_mib,
+        "api_ms": ms(sample.api_seconds),
+        "probe": sample.probe,
+        "probe_ms": ms(sample.probe_seconds),
+        "rss_mib": mib(sample.rss_bytes),
+        "cgroup_mib": mib(sample.memory_bytes),
+        "limit_mib": mib(sample.memory_limit_bytes),
         "restarts": sample.restarts,
         "oom_kills": sample.oom_kills,
+        "swap_mib": mib(sample.swap_used_bytes),
+        "load": sample.load1,
+        "disk_free_mib": mib(sample.disk_free_bytes),
+        "requests": sum(sample.requests.values()) if sample.window_seconds is not None else None,
+        "queue": sample.queue,
         "cloud": sample.cloud,
     }
+    if sample.healed:
+        values["healed"] = sample.healed
     if sample.reasons:
         values["reason"] = "; ".join(sample.reasons)
-    when = time.strftime(_TIME_FORMAT, time.gmtime(sample.time))
-    return " ".join([when, "OK" if sample.ok else "FAIL", logfmt(values)])
+    return " ".join([timestamp(sample.time), "OK" if sample.ok else "FAIL", logfmt(values)])
+
+
+def timestamp(seconds: float) -> str:
+    """As a line of the log begins."""
+    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
 
 
 def logfmt(values: Mapping[str, object]) -> str:
@@ -135,7 +151,7 @@ def parse_line(line: str) -> Record | None:
     if len(head) < 3 or head[1] not in ("OK", "FAIL"):
         return None
     try:
-        seconds = calendar.timegm(time.strptime(head[0], _TIME_FORMAT))
+        seconds = calendar.timegm(time.strptime(head[0], TIME_FORMAT))
     except ValueError:
         return None
     values = {
@@ -145,11 +161,17 @@ def parse_line(line: str) -> Record | None:
 
 
 def append(path: str, line: str) -> None:
-    """Add a line to the log in one write, so that no reader and no other writer sees half of it."""
+    """Add a line to the log in one write, so that no reader and no other writer sees half of it; raises OSError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    data = (line + "\n").encode()
     descriptor = os.open(path, flags, 0o644)
     try:
-        os.write(descriptor, (line + "\n").encode())
+        before = os.fstat(descriptor).st_size
+        written = os.write(descriptor, data)
+        if written < len(data):
+            # A disk that becomes full in the middle of a line: the next line would be glued to the rest.
+            os.ftruncate(descriptor, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
         os.close(descriptor)
 
@@ -214,12 +236,20 @@ def _memory(config: Config, rss: int | None) -> tuple[str, ...]:
     return (f"memory is near its limit: {rss // MIB} of {config.memory_max_mib} MiB",)
 
 
-def _oom(config: Config, host: Host, unit: Unit, memory: cgroup.Memory) -> tuple[int | None, tuple[str, ...]]:
+def _oom(
+    config: Config, host: Host, unit: Unit, memory: cgroup.Memory, window: Window | None, before: Sample | None
+) -> tuple[int | None, tuple[str, ...]]:
     """Kills, and a reason to fail if one happened since the last scheduled run.
 
-    The journal is asked only if the service went down at all: an OOM kill always ends it (OOMPolicy=stop).
+    With a window they are counted on from the sample before; without one, they are those that the kernel or the journal
+    still know.
     """
     counter = memory.oom_kills or 0
+    since = ("the kernel killed it for lack of memory since the last check",)
+    if window is not None:
+        known = (before.oom_kills if before else None) or 0
+        kills = max(known + window.oom_kills, counter)
+        return kills, since if kills > known else ()
     if unit.active and not unit.restarts:
         killed = (f"the kernel killed {counter} of its processes for lack of memory",)
         return counter, killed if counter else ()
@@ -228,21 +258,77 @@ def _oom(config: Config, host: Host, unit: Unit, memory: cgroup.Memory) -> tuple
     except OSError:
         return None, ()
     recent = [time for time in times if host.now() - time <= config.health_interval_minutes * 60]
-    reasons = ("the kernel killed it for lack of memory since the last check",) if recent else ()
-    return max(len(times), counter), reasons
+    return max(len(times), counter), since if recent else ()
 
 
-def _cloud(config: Config, host: Host) -> str | None:
+def _probed(
+    config: Config, host: Host, window: Window | None, local: gateway.Server | None
+) -> tuple[str, float | None, tuple[str, ...]]:
+    """How asking the model for one token went, how long it took, and a reason to fail.
+
+    It is not asked where that is switched off or where nobody knows what it does ("none"), while it works for users
+    ("skipped-busy"), and where it has answered one since the last check: that proves as much, and the probe would push
+    the prompt of that user out of the model's cache ("skipped-traffic").
+    """
+    if not config.health_probe or window is None or local is None:
+        return "none", None, ()
+    if local.working or local.waiting:
+        return "skipped-busy", None, ()
+    if window.local_answers:
+        return "skipped-traffic", None, ()
+    body = json.dumps({"model": config.model.name, "prompt": _PROBE_PROMPT, "max_tokens": 1})
+    headers = (("Content-Type", "application/json"), ("X-LLM-Probe", "1"))
+    try:
+        reply = probe.post(config.api_url, _PROBE_PATH, headers, body.encode(), _PROBE_SECONDS)
+    except probe.PostError as error:
+        said = str(error)
+    else:
+        if reply.status == 200:
+            return "ok", reply.seconds, ()
+        said = f"HTTP status {reply.status}"
+    # A user's request may have come first, and the probe have waited behind it.
+    time.sleep(_SETTLE_SECONDS)
+    local, _ = _sides(config, host)
+    if local is not None and (local.working or local.waiting):
+        return "skipped-busy", None, ()
+    return "failed", None, (f"the model does not answer a request for one token: {said}",)
+
+
+def _sides(config: Config, host: Host) -> tuple[gateway.Server | None, gateway.Server | None]:
+    """The local side and the cloud as the gateway sees them; None for one that it does not tell about."""
+    found: list[gateway.Server | None] = []
+    for side, used in ((gateway.LOCAL, True), (gateway.CLOUD, config.cloud is not None)):
+        try:
+            found.append(gateway.server(config, host, side) if used else None)
+        except OSError:
+            found.append(None)
+    return found[0], found[1]
+
+
+def _cloud(config: Config, cloud: gateway.Server | None) -> str | None:
     """What the gateway's own checks of the cloud say; a user who may not ask does not know."""
     if config.cloud is None:
         return "none"
+    return None if cloud is None else "up" if cloud.up else "down"
+
+
+def _counted(window: Window | None) -> dict[str, Any]:
+    names = ("requests", "responses", "first_bytes", "queue_seconds_max")
+    return {} if window is None else {name: getattr(window, name) for name in names}
+
+
+def _drill_ok(host: Host) -> bool | None:
+    """Whether the last drill went well; a side that was not tried tells nothing."""
     try:
-        return "up" if gateway.server(config, host, gateway.CLOUD).up else "down"
-    except OSError:
+        sides = [side["ok"] for side in json.loads(host.read(DRILL_RECORD))["sides"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    if False in sides:
+        return False
+    return True if True in sides else None
 
 
-def _rss(host: Host, unit: Unit) -> int | None:
+def resident_bytes(host: Host, unit: Unit) -> int | None:
     if not unit.pid:
         return None
     try:
@@ -251,11 +337,11 @@ def _rss(host: Host, unit: Unit) -> int | None:
         return None
 
 
-def _ms(answer: probe.Answer) -> int | None:
-    return round(answer.milliseconds) if answer.ok else None
+def ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
-def _mib(value: int | None) -> int | None:
+def mib(value: int | None) -> int | None:
     return None if value is None else value // MIB
 
 

@@ -84,16 +84,22 @@ class Host:
         """Runnable processes per core, averaged over the last minute."""
         return os.getloadavg()[0] / (os.cpu_count() or 1)
 
+    def disk_bytes(self, path: str) -> tuple[int, int]:
+        """Free (for users) and whole size of the file system that holds a path."""
+        found = os.statvfs(self.path(path))
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
     def read(self, path: str) -> str:
         return self.path(path).read_text(encoding="utf-8", errors="replace")
 
     def replace(self, path: str, text: str, mode: int) -> None:
-        """Put a file in the place of another, whole: a reader sees the old one or the new one."""
+        """Put a file in the place of another, whole, synced: a reader sees the old one or the new one."""
         target = self.path(path)
         new = target.with_name(f".{target.name}.new")
         new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask says
             file.write(text)
             file.flush()
             os.fsync(descriptor)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CRON_UNIT = "cron.service"
 _GROUP_OR_OTHER_WRITE = 0o022
-_DRILL_PATIENCE_SECONDS = 8 * 86400
+_DRILL_PATIENCE_DAYS = 8
 
 
 def cron(_config: Config, host: Host) -> Iterator[Result]:
@@ -121,10 +121,10 @@ def last_drill(config: Config, host: Host) -> Iterator[Result]:
     name = "last fallback drill"
     found = drill.read_record(host)
     due = config.drill_weekly and config.cloud is not None
-    limit = f"ok, under {duration(_DRILL_PATIENCE_SECONDS)} old" if due else "ok"
+    limit = f"ok, under {_DRILL_PATIENCE_DAYS} days old" if due else "ok"
     if found is None:
         if config.cloud is not None:
-            waiting = not due or _installed_seconds(host) < _DRILL_PATIENCE_SECONDS
+            waiting = not due or _installed_seconds(host) < _DRILL_PATIENCE_DAYS * 86400
             yield judge(
                 name,
                 waiting,
@@ -138,7 +138,7 @@ def last_drill(config: Config, host: Host) -> Iterator[Result]:
     said = "; ".join(drill.sentence(side) for side in found.sides)
     yield judge(
         name,
-        found.ok and not (due and age > _DRILL_PATIENCE_SECONDS),
+        found.ok and not (due and age > _DRILL_PATIENCE_DAYS * 86400),
         f"{'ok' if found.ok else 'not ok'}, {duration(age)} old: {said}",
         limit,
         "The fallback has not been seen to work lately. Try it: sudo local-llm drill; "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _LARGEST_ANSWER = 64 * 1024
+_LARGEST_PAGE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def models_over_socket(path: str, timeout_seconds: float = 10.0) -> bytes:
     try:
         connection.request("GET", "/v1/models")
         return connection.getresponse().read(_LARGEST_ANSWER)
+    except http.client.HTTPException as error:
+        raise OSError(_phrase(error, timeout_seconds)[1]) from None
+    finally:
+        connection.close()
+
+
+def get(url: str, timeout_seconds: float = 10.0) -> bytes:
+    """The body of a page, 1 MiB at most; raises OSError for anything but an answer of 200."""
+    connection = _connection(url, timeout_seconds)
+    try:
+        connection.request("GET", urlsplit(url).path or "/")
+        response = connection.getresponse()
+        if response.status != 200:
+            raise OSError(f"HTTP status {response.status}")
+        return response.read(_LARGEST_PAGE)
     except http.client.HTTPException as error:
         raise OSError(_phrase(error, timeout_seconds)[1]) from None
     finally:

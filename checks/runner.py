@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from checks import api, cloud, memory, monitoring, security, service
+from checks import api, cloud, memory, monitoring, prometheus, security, service
 from checks.result import Check, Result, Status
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ GROUPS: Mapping[str, Sequence[Check]] = {
         monitoring.last_health,
         monitoring.last_drill,
         monitoring.metrics,
+        prometheus.services,
+        prometheus.targets,
     ),
 }
 

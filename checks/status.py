@@ -165,4 +165,5 @@ def _last_drill(host: Host) -> str:
     if found is None:
         return "none yet: sudo local-llm drill"
     age = duration(max(0.0, host.now() - found.time))
-    return f"{'OK' if found.ok else 'NOT OK'}, {age} ago ({'; '.join(drill.sentence(side) for side in found.sides)})"
+    wrong = [drill.sentence(side) for side in found.sides if not side.ok]
+    return f"NOT OK, {age} ago: {'; '.join(wrong)}" if wrong else f"OK, {age} ago"

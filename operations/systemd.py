@@ -8,11 +8,12 @@ a deploy that was broken off between writing a file and restarting, where "did t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.files import FileDigests
 from facts.systemd import STAMP_VARIABLE, Unit
 from operations.remote import script
 
@@ -58,6 +59,34 @@ def loaded(unit: str) -> Generator[StringCommand, None, None]:
         host.noop(f"systemd knows {unit}")
         return
     yield StringCommand("systemctl", "daemon-reload")
+
+
+@operation()
+def removed(units: Sequence[str]) -> Generator[StringCommand, None, None]:
+    """Ensure that units of ours are gone: stopped, disabled, their state directories and files deleted.
+
+    + units: the units, with their suffixes, in the order in which they are to be stopped
+    """
+    files = {f"/etc/systemd/system/{unit}": unit for unit in units}
+    present = host.get_fact(FileDigests, paths=tuple(files))
+    if not present:
+        host.noop("none of the units is there")
+        return
+    for path, unit in files.items():
+        if path in present:
+            yield StringCommand(script(_end(unit)))
+    # The files go last: one that is there says that all this is still to be done.
+    yield StringCommand("rm", "-f", *present)
+    yield StringCommand("systemctl", "daemon-reload")
+
+
+def _end(unit: str) -> str:
+    # A unit that failed has to be forgotten, or its state cannot be deleted.
+    return f"""
+systemctl disable --now --quiet {unit}
+systemctl reset-failed {unit} 2>/dev/null || true
+[ -z "$(systemctl show {unit} -p StateDirectory --value)" ] || systemctl clean --what=state {unit}
+"""
 
 
 def _wait(unit: str, ready: str, seconds: int) -> str:

@@ -18,6 +18,6 @@ def close(target: Target) -> None:
     ufw.firewall(
         name="Close the firewall, SSH stays open",
         ssh_ports=ssh_ports(target.login, target.machine),
-        denied=[settings.api_port, settings.metrics_port],
+        denied=list(settings.loopback_ports.values()),
         allowed=settings.firewall_allowed_ports,
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from facts.machine import Login, LoginState
 from settings import Settings, parse
+from tasks.alerts import WebhookError, operators_webhook
 from tasks.cloud_key import CloudKeyError, operators_key
 
 
@@ -40,7 +41,8 @@ def _problems(data: dict[str, Any]) -> list[str]:
     if settings is not None:
         try:
             operators_key(settings, os.environ)
-        except CloudKeyError as problem:
+            operators_webhook(settings)
+        except (CloudKeyError, WebhookError) as problem:
             return [str(problem)]
     return problems
 

@@ -10,7 +10,7 @@ from pyinfra.api import deploy
 from operations import files, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths
+from tasks import alerts, paths, prometheus
 from tasks.gateway import CONFIGURATION_FILE
 from tasks.preflight import Target
 from tasks.rendering import rendered
@@ -73,11 +73,17 @@ def checks_configuration(target: Target) -> ManagedFile:
         "memory_max_mib": settings.memory_max_mib,
         "memory_goal_mib": settings.memory_goal_mib,
         "response_limit_seconds": settings.response_limit_seconds,
+        **alerts.thresholds(settings),
+        "utility_goal_percent": settings.utility_goal_percent,
+        "prometheus": prometheus.listening(settings),
         "exposure_limit_service": service_exposure_limit(settings.service_user),
         "exposure_limit_gateway": GATEWAY_EXPOSURE_LIMIT,
         "firewall": settings.firewall,
-        "denied_ports": [settings.api_port, settings.metrics_port],
+        "denied_ports": list(settings.loopback_ports.values()),
         "health_interval_minutes": settings.health_interval_minutes,
+        "health_probe": settings.health_probe,
+        "samples_retention_days": settings.samples_retention_days,
+        "textfile_directory": settings.textfile_directory,
         "log_retention_days": settings.log_retention_days,
         "files": [
             {"path": path, "mode": "0755" if path in executable else "0644", "owner": "root", "group": "root"}
@@ -121,12 +127,14 @@ def install(target: Target) -> None:
         ],
     )
     systemd.loaded(name="Let systemd know the drill", unit=paths.DRILL_UNIT)
+    alerts.install(settings=settings)
     files.managed(
         name="Rotate the logs",
         files=[
             rendered(
                 "/etc/logrotate.d/local-llm",
                 health_log=paths.HEALTH_LOG,
+                metrics_log=paths.METRICS_LOG,
                 log_retention_days=settings.log_retention_days,
             )
         ],

@@ -8,7 +8,15 @@ from operations import packages
 from settings import Settings
 
 BUILD = ("ca-certificates", "ccache", "cmake", "curl", "g++", "git", "ninja-build")
-RUN = ("cron", "haproxy", "logrotate", "python3", "python3-psutil", "python3-requests")
+RUN = (
+    "cron",
+    "haproxy",
+    "logrotate",
+    "python3",
+    "python3-prometheus-client",
+    "python3-psutil",
+    "python3-requests",
+)
 
 
 @deploy("Packages")

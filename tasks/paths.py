@@ -16,10 +16,22 @@ GATEWAY_ADMIN_SOCKET = f"{GATEWAY_RUNTIME}/admin.sock"
 SECRETS = f"{CONFIGURATION}/secrets"
 CLOUD_KEY = f"{SECRETS}/cloud.env"
 HEALTH_LOG = "/var/log/llm-health.log"
+METRICS_LOG = "/var/log/llm-metrics.log"
 
 SERVICE_UNIT = "local-llm.service"
 GATEWAY_UNIT = "local-llm-gateway.service"
 DRILL_UNIT = "local-llm-drill.service"
+ALERT_UNITS = ("local-llm-alert-webhook.service", "local-llm-alert-command.service")
+PROMETHEUS_UNITS = (
+    "local-llm-prometheus.service",
+    "local-llm-alertmanager.service",
+    "local-llm-node-exporter.service",
+)
+PROMETHEUS_DISTRIBUTION_UNITS = (
+    "prometheus.service",
+    "prometheus-alertmanager.service",
+    "prometheus-node-exporter.service",
+)
 GATEWAY_USER = "local-llm-gateway"
 BUILD_USER = "local-llm-build"
 """Downloads, and compiles other people's source; owns nothing that runs."""

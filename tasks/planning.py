@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from facts.machine import LoginState, MachineState
+from facts.prometheus import PrometheusState
 from settings import Model, Settings
 
 MIB = 1024**2
@@ -24,6 +25,12 @@ BUILD_DISK_MIB = 600
 """Measured: source 176, its git objects 38, built objects 102, packages' archives 110, compiler's cache 20."""
 PACKAGES_DISK_MIB = 500
 """Measured: 469 MB on a bare Debian 13."""
+PROMETHEUS_DISK_MIB = 450
+"""Its packages, with their archives while they are installed. Measured: 422 on Debian 13."""
+ALERTMANAGER_MIB = 64
+"""Memory limit of Alertmanager (measured by benchmarks/prometheus_memory.py)."""
+NODE_EXPORTER_MIB = 48
+"""Memory limit of the node exporter (measured by benchmarks/prometheus_memory.py)."""
 
 
 class Status(Enum):
@@ -94,13 +101,17 @@ def compute_threads(settings: Settings, machine: MachineState) -> int:
     return settings.threads or max(1, min(machine.cores, -(-settings.cpu_quota_percent // 100)))
 
 
-def disk_needs(settings: Settings, release_exists: bool, model_exists: bool) -> dict[str, int]:
+def disk_needs(
+    settings: Settings, release_exists: bool, model_exists: bool, prometheus_exists: bool = False
+) -> dict[str, int]:
     """MiB that the deploy will write below each of the directories it writes to."""
+    adds_prometheus = settings.prometheus and not prometheus_exists
+    samples_mib = settings.prometheus_storage_mib if adds_prometheus else 0
     model: Model = settings.selected_model
     return {
         "/opt": (0 if model_exists else round(model.size_bytes / MIB)) + 100,
-        "/usr": 20 if release_exists else PACKAGES_DISK_MIB,
-        "/var": 100 if release_exists else BUILD_DISK_MIB,
+        "/usr": (20 if release_exists else PACKAGES_DISK_MIB) + (PROMETHEUS_DISK_MIB if adds_prometheus else 0),
+        "/var": (100 if release_exists else BUILD_DISK_MIB) + samples_mib,
     }
 
 
@@ -119,7 +130,7 @@ def findings(
     yield from _memory(settings, machine)
     yield from _disk(machine, disk_mib)
     for name in ("api_port", "metrics_port"):
-        yield _port(name, getattr(settings, name), machine)
+        yield _port(name, getattr(settings, name), machine, machine.gateway_pids)
     if settings.firewall:
         yield _ssh(login, machine)
 
@@ -130,6 +141,19 @@ def key_findings(settings: Settings, given: bool, on_host: bool) -> Iterator[Fin
         found = "given to this deploy" if given else "on the host" if on_host else "none"
         remedy = "export LOCAL_LLM_CLOUD_KEY=…, or set cloud_key_file; a cloud without keys takes any word"
         yield _finding("cloud key", given or on_host, found, "the provider's key", remedy)
+
+
+def prometheus_findings(settings: Settings, machine: MachineState, state: PrometheusState) -> Iterator[Finding]:
+    """Whether the host is free for a Prometheus of ours: one that is there already is somebody's own."""
+    if not settings.prometheus:
+        return
+    yield _finding(
+        "prometheus", not state.in_use, ", ".join(state.in_use) or "none", "no Prometheus of your own",
+        "keep yours: set prometheus = False and let it scrape this host (docs/MONITORING.md); or give it up: "
+        f"`sudo systemctl disable --now {' '.join(state.in_use)}`",
+    )  # fmt: skip
+    for name in ("prometheus_port", "alertmanager_port", "node_exporter_port"):
+        yield _port(name, getattr(settings, name), machine, state.pids)
 
 
 def _finding(name: str, good: bool, found: str, needed: str, remedy: str, bad: Status = Status.FAIL) -> Finding:
@@ -178,12 +202,14 @@ def _memory(settings: Settings, machine: MachineState) -> Iterator[Finding]:
     )
     # What our own running service holds now is what the new one will hold instead.
     available = machine.memory_available_mib + machine.llama_memory_mib
-    enough = machine.memory_total_mib >= plan.peak + HOST_RESERVE_MIB
+    others = HOST_RESERVE_MIB + (settings.prometheus_memory_max_mib if settings.prometheus else 0)
+    enough = machine.memory_total_mib >= plan.peak + others
     yield Finding(
         "memory",
         Status.FAIL if not enough else Status.PASS if available >= plan.serving else Status.WARN,
         f"{machine.memory_total_mib} MiB, {available} available",
-        f"{plan.peak} + {HOST_RESERVE_MIB} for the system = {plan.peak + HOST_RESERVE_MIB} MiB",
+        f"{plan.peak} + {others} for the system{' and Prometheus' if settings.prometheus else ''} = "
+        f"{plan.peak + others} MiB",
         "" if enough and available >= plan.serving else "choose a smaller model or context, or a larger VPS",
     )
 
@@ -203,9 +229,9 @@ def _disk(machine: MachineState, needs: dict[str, int]) -> Iterator[Finding]:
             yield Finding(f"disk {name}", Status.FAIL, "unknown", "a readable file system", f"see: df -P {name}")
 
 
-def _port(setting: str, port: int, machine: MachineState) -> Finding:
+def _port(setting: str, port: int, machine: MachineState, own_pids: frozenset[int]) -> Finding:
     process = machine.listeners.get(port)
-    ours = process is not None and any(f"pid={pid}," in process for pid in machine.gateway_pids)
+    ours = process is not None and any(f"pid={pid}," in process for pid in own_pids)
     return _finding(
         f"port {port}", process is None or ours, "ours" if ours else (process or "free"), "free, or ours",
         f"stop what listens there (`sudo ss -ltnp 'sport = :{port}'`) or set {setting} to another port",

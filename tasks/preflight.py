@@ -12,12 +12,13 @@ from facts.files import FileDigests
 from facts.llama_cpp import Releases
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
+from facts.prometheus import Prometheus, PrometheusState
 from operations import lock, preflight
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import paths
+from tasks import openclaw, paths
 from tasks.cloud_key import operators_key
-from tasks.planning import Finding, Status, disk_needs, findings, key_findings
+from tasks.planning import Finding, Status, disk_needs, findings, key_findings, prometheus_findings
 from tasks.tables import show
 
 
@@ -50,9 +51,13 @@ def inspect(settings: Settings, login: LoginState) -> Target:
     model_exists = any(
         file.sha256 == settings.selected_model.sha256 for file in host.get_fact(ModelFiles, directory=paths.MODELS)
     )
+    prometheus = _prometheus(settings)
+    disk_mib = disk_needs(settings, release_exists, model_exists, prometheus_exists=bool(prometheus.pids))
     results = (
-        *findings(settings, login, machine, disk_needs(settings, release_exists, model_exists)),
+        *findings(settings, login, machine, disk_mib),
         *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
+        *prometheus_findings(settings, machine, prometheus),
+        *openclaw.findings(settings),
     )
     show(
         f"Preflight: {host.name}",
@@ -68,6 +73,15 @@ def _is_key_given(settings: Settings) -> bool:
 
 def _is_key_on_host() -> bool:
     return paths.CLOUD_KEY in host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,))
+
+
+def _prometheus(settings: Settings) -> PrometheusState:
+    if not settings.prometheus:
+        return PrometheusState()
+    state: PrometheusState = host.get_fact(
+        Prometheus, distribution=paths.PROMETHEUS_DISTRIBUTION_UNITS, own=paths.PROMETHEUS_UNITS
+    )
+    return state
 
 
 @deploy("Preflight")

@@ -47,11 +47,27 @@ CONFIG: Mapping[str, Any] = {
     "memory_max_mib": 3072,
     "memory_goal_mib": 2560,
     "response_limit_seconds": 5.0,
+    "uptime_goal_percent": 99.0,
+    "utility_goal_percent": 90.0,
+    "alerts": {
+        "disk_free_percent": 10.0,
+        "restarts_per_hour": 3,
+        "after_checks": 2,
+        "clear_after_checks": 2,
+        "reminder_hours": None,
+        "webhook_format": None,
+        "command": None,
+    },
+    "healing": {"after_failures": 2, "restarts_per_hour": 3},
+    "prometheus": [],
     "exposure_limit_service": 0.3,
     "exposure_limit_gateway": 1.5,
     "firewall": True,
     "denied_ports": [8765, 8766],
     "health_interval_minutes": 5,
+    "health_probe": True,
+    "samples_retention_days": 90,
+    "textfile_directory": "/var/lib/prometheus/node-exporter",
     "log_retention_days": 7,
     "files": [{"path": "/etc/local-llm/haproxy.cfg", "mode": "0644", "owner": "root", "group": "root"}],
 }
@@ -180,7 +196,7 @@ Respond = Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], b
 
 @dataclass
 class Api:
-    """What the server answers; change a field to make it misbehave."""
+    """What the server answers; change a field to make it misbehave. It keeps bodies and headers of each POST."""
 
     url: str = ""
     health: tuple[int, bytes] = (200, b'{"status":"ok"}')
@@ -195,6 +211,7 @@ class Api:
     delay_seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    received: list[dict[str, str]] = field(default_factory=list)
     respond: Respond | None = None
 
 
@@ -213,10 +230,12 @@ class _Handler(BaseHTTPRequestHandler):
     api: Api
 
     def do_GET(self) -> None:
-        answers = {"/health": self.api.health, "/v1/models": self.api.models, "/metrics": self.api.metrics}
+        pages = ("/metrics", "/llama/metrics")
+        answers = {"/health": self.api.health, "/v1/models": self.api.models, **dict.fromkeys(pages, self.api.metrics)}
         self._send(*answers.get(self.path, (404, b"{}")))
 
     def do_POST(self) -> None:
+        self.api.received.append(dict(self.headers.items()))
         sent = self.rfile.read(int(self.headers["Content-Length"]))
         if self.api.respond:
             status, headers, answer = self.api.respond(self.path, dict(self.headers.items()), sent)
@@ -308,7 +327,7 @@ class Admin:
         return "\n"
 
     def _rows(self) -> str:
-        columns = ("pxname", "svname", "qcur", "status", "check_status", "check_code", "last_chk")
+        columns = ("pxname", "svname", "qcur", "scur", "status", "check_status", "check_code", "last_chk")
         rows = (
             [{"pxname": "cloud", "svname": "FRONTEND", "status": "OPEN"}] if "cloud/cloud" not in self.servers else []
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from checks import __version__, cli, health, report, runner, status
-from checks.config import Config
-from checks.host import Host
+from checks.config import DRILL_RECORD, Config
+from checks.host import Command, Host
 from checks.result import Check, Result, Status
 from tests.unit.checks_support import (
     GATEWAY,
@@ -44,6 +44,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     host = FakeHost(tmp_path)
     host.put_units(show(SERVICE), show(GATEWAY), show("cron.service"))
     host.rss[PID] = 1204 * MIB
+    host.put(DRILL_RECORD, "{}")
+    host.commands["journalctl"] = Command(0, "-- cursor: s=1\n", "")
     monkeypatch.setattr(cli, "Host", lambda: host)
     return host
 
@@ -198,7 +200,7 @@ def test_health_tells_cron_of_a_failure(options: list[str], host: FakeHost, tmp_
     assert cli.main(["health", *options, *where]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(log.read_text())
+    assert err.startswith(log.read_text().partition("\n")[0] + "\n")
     assert 'reason="local-llm.service is failed"' in err
     assert "sudo local-llm test" in err
 
@@ -222,7 +224,35 @@ def test_a_log_that_cannot_be_written(options: list[str], host: FakeHost, tmp_pa
     assert "could not be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["status"], ["health"], ["test"], ["version"], ["ask", "x"]])
+def test_metrics_prints_the_hour_and_logs_it_in_silence(
+    options: list[str], host: FakeHost, tmp_path: Path, capsys: Capture
+) -> None:
+    log = tmp_path / "metrics.log"
+    where = ["--log-file", str(log), "--lock-file", str(tmp_path / "lock")]
+    assert cli.main(["metrics", *options, *where]) == 0
+    out, err = capsys.readouterr()
+    assert " rss_mib=1204 " in out
+    assert (out.count("\n"), err, log.exists()) == (1, "", False)
+    assert cli.main(["metrics", *options, *where, "--log"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert " rss_mib=1204 " in log.read_text()
+
+
+def test_metrics_tells_cron_of_a_full_disk(
+    options: list[str], host: FakeHost, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(health, "append", no_space)
+    where = ["--log", "--log-file", str(tmp_path / "log"), "--lock-file", str(tmp_path / "lock")]
+    assert cli.main(["metrics", *options, *where]) == 1
+    err = capsys.readouterr().err
+    assert " rss_mib=1204 " in err
+    assert "could not be written down: [Errno 28] No space left on device" in err
+
+
+@pytest.mark.parametrize("command", [["status"], ["health"], ["metrics"], ["test"], ["version"], ["ask", "x"]])
 def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys: Capture, command: list[str]) -> None:
     assert cli.main([*command, "--config", str(tmp_path / "none")]) == 2
     out, err = capsys.readouterr()

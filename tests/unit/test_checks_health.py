@@ -1,5 +1,6 @@
 """The line that cron writes: what it says, when it fails, and that only one is written at a time."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks import health
-from checks.config import Config
+from checks import health, probe
+from checks.config import DRILL_RECORD, Config
 from checks.host import Command
+from checks.samples import Sample
+from checks.window import Window
 from tests.unit.checks_support import (
     CLOUD,
     GATEWAY,
@@ -20,12 +23,14 @@ from tests.unit.checks_support import (
     PID,
     REFUSED_URL,
     SERVICE,
+    Admin,
     Api,
     FakeHost,
     make_config,
     serve,
     serve_admin,
     show,
+    up,
 )
 
 
@@ -48,33 +53,57 @@ def host(tmp_path: Path) -> FakeHost:
     return host
 
 
-SAMPLE = health.Sample(
-    time=1795341900.0,
+SAMPLE = Sample(
+    time=1795341900,
     service="active",
     gateway="active",
     api="ok",
-    limit_mib=3072,
-    api_ms=3,
-    rss_mib=1204,
-    cgroup_mib=1310,
+    memory_limit_bytes=3072 * MIB,
+    api_seconds=0.003,
+    probe="none",
+    rss_bytes=1204 * MIB,
+    memory_bytes=1310 * MIB,
     restarts=0,
     oom_kills=0,
+    cores=os.cpu_count(),
     cloud="none",
 )
 
 
 def test_the_line() -> None:
-    assert health.format_line(SAMPLE) == (
-        "2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 rss_mib=1204 cgroup_mib=1310 "
-        "limit_mib=3072 restarts=0 oom_kills=0 cloud=none"
+    sample = replace(
+        SAMPLE,
+        window_seconds=300.0,
+        probe="ok",
+        probe_seconds=0.0714,
+        swap_used_bytes=0,
+        load1=0.25,
+        disk_free_bytes=5000 * MIB,
+        requests={"local/no-cloud/2xx": 2, "gateway/no-cloud/5xx": 1},
+        queue=0,
+    )
+    assert health.format_line(sample) == (
+        "2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 probe=ok probe_ms=71 rss_mib=1204 "
+        "cgroup_mib=1310 limit_mib=3072 restarts=0 oom_kills=0 swap_mib=0 load=0.25 disk_free_mib=5000 requests=3 "
+        "queue=0 cloud=none"
     )
 
 
 def test_the_line_of_a_failure() -> None:
-    bad = replace(SAMPLE, service="failed", api="http_503", api_ms=None, rss_mib=None, reasons=("it is down", 'a "b"'))
+    bad = replace(
+        SAMPLE,
+        service="failed",
+        api="http_503",
+        api_seconds=None,
+        rss_bytes=None,
+        ok=False,
+        healed="restarted it",
+        reasons=("it is down", 'a "b"'),
+    )
     assert health.format_line(bad) == (
-        "2026-11-22T10:05:00Z FAIL service=failed gateway=active api=http_503 api_ms=- rss_mib=- cgroup_mib=1310 "
-        r'limit_mib=3072 restarts=0 oom_kills=0 cloud=none reason="it is down; a \"b\""'
+        "2026-11-22T10:05:00Z FAIL service=failed gateway=active api=http_503 api_ms=- probe=none probe_ms=- rss_mib=- "
+        "cgroup_mib=1310 limit_mib=3072 restarts=0 oom_kills=0 swap_mib=- load=- disk_free_mib=- requests=- queue=- "
+        r'cloud=none healed="restarted it" reason="it is down; a \"b\""'
     )
 
 
@@ -84,28 +113,26 @@ numbers = st.none() | st.integers(0, 10**6)
 
 @given(
     st.builds(
-        health.Sample,
-        time=st.integers(0, 4 * 10**9).map(float),
+        Sample,
+        time=st.integers(0, 4 * 10**9),
         service=words,
         gateway=words,
         api=words,
-        limit_mib=st.integers(1, 10**6),
-        api_ms=numbers,
-        rss_mib=numbers,
-        cgroup_mib=numbers,
         restarts=numbers,
         oom_kills=numbers,
+        queue=numbers,
         cloud=st.sampled_from(["up", "down", "none", None]),
         reasons=st.lists(words, max_size=3).map(tuple),
     )
 )
-def test_any_sample_is_one_line_that_reads_back(sample: health.Sample) -> None:
+def test_any_sample_is_one_line_that_reads_back(sample: Sample) -> None:
+    sample = replace(sample, ok=not sample.reasons)
     line = health.format_line(sample)
     assert line.isprintable()
     record = health.parse_line(line)
     assert record is not None
     assert (record.time, record.ok) == (sample.time, sample.ok)
-    for name in ("api_ms", "rss_mib", "cgroup_mib", "restarts", "oom_kills"):
+    for name in ("restarts", "oom_kills", "queue"):
         value = getattr(sample, name)
         assert record.values[name] == ("-" if value is None else str(value))
     for name in ("service", "gateway", "api"):
@@ -128,8 +155,10 @@ def test_other_lines_are_none(line: str) -> None:
 def test_a_healthy_host(config: Config, host: FakeHost) -> None:
     sample = health.measure(config, host)
     assert sample.ok
-    assert replace(sample, api_ms=3, time=SAMPLE.time) == SAMPLE
-    assert sample.time == NOW
+    assert replace(sample, api_seconds=0.003, time=SAMPLE.time) == SAMPLE
+    assert sample.time == int(NOW)
+    assert sample.api_seconds is not None
+    assert 0 < sample.api_seconds < 10
     assert [line.split()[0] for line in host.ran] == ["systemctl"]  # one command: CPU time
 
 
@@ -151,7 +180,7 @@ def test_a_unit_that_is_down(config: Config, host: FakeHost, service: str, gatew
 def test_an_api_that_fails(server: Api, config: Config, host: FakeHost) -> None:
     server.health = (503, b"")
     sample = health.measure(config, host)
-    assert (sample.ok, sample.api, sample.api_ms) == (False, "http_503", None)
+    assert (sample.ok, sample.api, sample.api_seconds) == (False, "http_503", None)
 
 
 def test_an_api_that_is_gone(tmp_path: Path, host: FakeHost) -> None:
@@ -168,7 +197,7 @@ def test_memory_near_the_limit(config: Config, host: FakeHost, mib: int, ok: boo
 def test_a_stopped_service_has_no_memory(config: Config, host: FakeHost) -> None:
     host.put_units(show(SERVICE, ActiveState="inactive", MainPID="0"), show(GATEWAY))
     sample = health.measure(config, host)
-    assert (sample.rss_mib, sample.cgroup_mib) == (None, None)
+    assert (sample.rss_bytes, sample.memory_bytes) == (None, None)
     assert not sample.ok
 
 
@@ -196,13 +225,147 @@ def test_a_cloud_is_told_and_fails_nothing(tmp_path: Path, host: FakeHost, statu
         sample = health.measure(make_config(tmp_path, api_url=api.url, cloud=CLOUD), host)
     assert (sample.cloud, sample.ok) == (word, True)
     assert f" cloud={word}" in health.format_line(sample)
-    assert len(admin.commands) == 1
+    assert len(admin.commands) == 2  # one a side: CPU time
 
 
 def test_a_cloud_that_cannot_be_asked_for_is_not_known(server: Api, tmp_path: Path, host: FakeHost) -> None:
     sample = health.measure(make_config(tmp_path, api_url=server.url, cloud=CLOUD), host)
     assert (sample.cloud, sample.ok) == (None, True)
     assert " cloud=-" in health.format_line(sample)
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[Admin]:
+    with serve_admin(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def watched(server: Api, admin: Admin, tmp_path: Path) -> Config:
+    """The configuration of a host whose gateway can be asked."""
+    return make_config(tmp_path, api_url=server.url, metrics_url=f"{server.url}/metrics")
+
+
+def test_an_idle_model_is_asked_for_one_token(server: Api, watched: Config, host: FakeHost) -> None:
+    sample = health.measure(watched, host, Window())
+    assert (sample.probe, sample.ok) == ("ok", True)
+    assert sample.probe_seconds is not None
+    assert server.requests == [{"model": "tiny", "prompt": "a", "max_tokens": 1}]
+    assert [headers["X-LLM-Probe"] for headers in server.received if "X-LLM-Probe" in headers] == ["1"]
+
+
+@pytest.mark.parametrize("row", [{"scur": "1"}, {"qcur": "1"}])
+def test_a_model_at_work_is_left_alone(
+    server: Api, admin: Admin, watched: Config, host: FakeHost, row: dict[str, str]
+) -> None:
+    admin.servers["llm/llama"] = up(**row)
+    sample = health.measure(watched, host, Window())
+    assert (sample.probe, sample.probe_seconds, sample.ok) == ("skipped-busy", None, True)
+    assert server.requests == []
+
+
+def test_a_model_that_has_answered_lately_keeps_its_prompts(server: Api, watched: Config, host: FakeHost) -> None:
+    sample = health.measure(watched, host, Window(local_answers=1))
+    assert (sample.probe, sample.ok) == ("skipped-traffic", True)
+    assert server.requests == []
+
+
+def test_a_model_that_does_not_answer_fails(server: Api, watched: Config, host: FakeHost) -> None:
+    server.completion = (500, b"")
+    sample = health.measure(watched, host, Window())
+    assert (sample.probe, sample.ok) == ("failed", False)
+    assert sample.reasons == ("the model does not answer a request for one token: HTTP status 500",)
+
+
+def test_a_probe_that_came_second_is_no_failure(
+    server: Api, admin: Admin, watched: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*_: object) -> None:
+        admin.servers["llm/llama"] = up(scur="1")
+        raise probe.PostError("no answer in 10 s")
+
+    monkeypatch.setattr(probe, "post", overtaken)
+    sample = health.measure(watched, host, Window())
+    assert (sample.probe, sample.ok) == ("skipped-busy", True)
+
+
+@pytest.mark.parametrize("changes", [{"health_probe": False}, {"admin_socket": "/nobody"}])
+def test_no_probe_where_it_is_off_or_nobody_knows(
+    server: Api, admin: Admin, tmp_path: Path, host: FakeHost, changes: dict[str, object]
+) -> None:
+    sample = health.measure(make_config(tmp_path, api_url=server.url, **changes), host, Window())
+    assert (sample.probe, sample.ok) == ("none", True)
+    assert server.requests == []
+
+
+def test_no_probe_of_a_model_that_is_loading(server: Api, watched: Config, host: FakeHost) -> None:
+    server.health = (503, b'{"error":{"message":"Loading model"}}')
+    assert health.measure(watched, host, Window()).probe == "none"
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "counter", "total", "ok"),
+    [(3, 0, 0, 3, True), (3, 1, 0, 4, False), (None, 0, 0, 0, True), (0, 0, 1, 1, False), (1, 0, 1, 1, True)],
+)
+def test_kills_only_grow_and_fail_once(
+    watched: Config, host: FakeHost, known: int | None, new: int, counter: int, total: int, ok: bool
+) -> None:
+    folder = f"/sys/fs/cgroup/system.slice/{SERVICE}"
+    host.put(f"/proc/{PID}/cgroup", f"0::/system.slice/{SERVICE}\n")
+    host.put("/proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    host.put(f"{folder}/cgroup.procs", f"{PID}\n")
+    host.put(f"{folder}/memory.current", "1000\n")
+    host.put(f"{folder}/memory.events", f"oom_kill {counter}\n")
+    before = Sample(time=1, oom_kills=known)
+    sample = health.measure(watched, host, Window(oom_kills=new), before)
+    assert (sample.oom_kills, sample.ok) == (total, ok)
+
+
+def test_the_machine_and_the_counters(server: Api, watched: Config, host: FakeHost) -> None:
+    host.put("/proc/sys/kernel/random/boot_id", "b677dab0-f0be\n")
+    host.put("/proc/uptime", "16157.78 20000.00\n")
+    host.put("/proc/loadavg", "0.52 0.58 0.59 1/201 3251\n")
+    host.put("/proc/meminfo", "MemTotal:  8000000 kB\nSwapTotal:  4096 kB\nSwapFree:  1024 kB\n")
+    host.put(f"/proc/{PID}/stat", f"{PID} (llama (x) y) S 1 2 3 4 5 6 7 8 9 10 250 150 13 14\n")
+    host.put("/var/lib/local-llm/samples.db", "")
+    server.metrics = (
+        200,
+        b"# HELP llamacpp:prompt_tokens_total x\nllamacpp:prompt_tokens_total 2.5e+06\n"
+        b"llamacpp:prompt_seconds_total 51.5\nllamacpp:tokens_predicted_total 12\n"
+        b"llamacpp:tokens_predicted_seconds_total 243.659\nllamacpp:prompt_tokens_seconds 1\n",
+    )
+    sample = health.measure(watched, host)
+    assert (sample.boot_id, sample.uptime_seconds, sample.load1) == ("b677dab0-f0be", 16157.78, 0.52)
+    assert sample.swap_used_bytes == 3072 * 1024
+    assert sample.cpu_seconds == 400 / os.sysconf("SC_CLK_TCK")
+    assert (sample.tokens_in, sample.tokens_out) == (2_500_000, 12)
+    assert (sample.prompt_seconds, sample.generation_seconds) == (51.5, 243.659)
+    assert sample.disk_free_bytes is not None
+    assert sample.disk_total_bytes is not None
+    assert 0 < sample.disk_free_bytes <= sample.disk_total_bytes
+
+
+@pytest.mark.parametrize(
+    ("sides", "ok"),
+    [
+        ([True, True], True),
+        ([True, None], True),
+        ([None], None),
+        ([True, False], False),
+        ([None, False], False),
+        ([], None),
+    ],
+)
+def test_the_last_drill(config: Config, host: FakeHost, sides: list[bool | None], ok: bool | None) -> None:
+    host.put(DRILL_RECORD, json.dumps({"sides": [{"ok": side} for side in sides]}))
+    assert health.measure(config, host).drill_ok is ok
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"sides": 3}'])
+def test_a_drill_record_that_cannot_be_read(config: Config, host: FakeHost, record: str) -> None:
+    host.put(DRILL_RECORD, record)
+    assert health.measure(config, host).drill_ok is None
 
 
 def test_without_systemd_there_is_still_a_line(config: Config, host: FakeHost) -> None:
@@ -237,6 +400,18 @@ def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "write", write)
     health.append(str(tmp_path / "log"), "one")
     assert writes == [b"one\n"]
+
+
+def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    health.append(str(log), "one")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:2]))
+    with pytest.raises(OSError, match="No space left"):
+        health.append(str(log), "two")
+    monkeypatch.undo()
+    health.append(str(log), "three")
+    assert log.read_text() == "one\nthree\n"
 
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from facts.machine import LoginState, MachineState
 from operations.files import ManagedFile
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import gateway, monitoring, service
+from tasks import alerts, gateway, monitoring, openclaw, prometheus, service
 from tasks.preflight import Target
 from tasks.rendering import TEMPLATES, render, rendered
 
@@ -45,7 +45,20 @@ def all_files(settings: Settings) -> list[ManagedFile]:
         rendered("/usr/local/bin/local-llm", root="/opt/local-llm"),
         monitoring.cron_file(settings),
         rendered("/etc/systemd/system/local-llm-drill.service"),
-        rendered("/etc/logrotate.d/local-llm", health_log="/var/log/llm-health.log", log_retention_days=7),
+        *alerts.unit_files(),
+        *(file for _, _, file in prometheus.stamped_units(settings, "vps", "https://example.com/hook")),
+        prometheus.slice_file(settings),
+        prometheus.rules_file(settings),
+        prometheus.configuration_file(settings, "vps"),
+        prometheus.alertmanager_file(settings, "https://example.com/hook"),
+        *openclaw.configuration_files(settings, openclaw.patch(settings, {})),
+        *openclaw.plugin_files(settings.model_copy(update={"openclaw_slim": True})),
+        rendered(
+            "/etc/logrotate.d/local-llm",
+            health_log="/var/log/llm-health.log",
+            metrics_log="/var/log/llm-metrics.log",
+            log_retention_days=7,
+        ),
     ]
 
 
@@ -56,6 +69,8 @@ def test_every_template_renders_completely(settings: Settings) -> None:
     assert templates <= set(files)
     for path, content in files.items():
         assert content.endswith("\n"), path
+        # Prometheus and Alertmanager have templates of their own.
+        content = re.sub(r"\{\{ (\$|\.|range|end)[^{}]*\}\}", "", content)
         assert not re.search(r"\{\{|\}\}\s|\{%|None", content), path
 
 
@@ -65,7 +80,7 @@ def test_a_missing_variable_is_an_error() -> None:
 
 
 def test_templates_mirror_the_hosts_paths() -> None:
-    assert {path.relative_to(TEMPLATES).parts[0] for path in TEMPLATES.rglob("*.j2")} == {"etc", "usr"}
+    assert {path.relative_to(TEMPLATES).parts[0] for path in TEMPLATES.rglob("*.j2")} == {"etc", "opt", "usr"}
 
 
 def directives(content: str) -> dict[str, list[str]]:
@@ -112,7 +127,7 @@ def test_the_gateways_buffers_fit_into_its_memory(settings: Settings) -> None:
 def test_the_access_log_has_no_place_for_a_prompt() -> None:
     configuration = gateway.configuration_file(CLOUD, "stamp").content
     formats = re.findall(r"log-format (.*)", configuration)
-    assert len(formats) == 2
+    assert len(formats) == 3
     for log_format in formats:
         assert set(re.findall(r"%\[(.*?)\]", log_format)) <= {
             "var(txn.reason)", "var(txn.backend)", "var(txn.provider_status)",

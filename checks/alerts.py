@@ -1,0 +1,143 @@
+"""Alerts at work: one step after every scheduled health check, what is open, and a message to try out the ways out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from checks import alert_rules, delivery, health, recall
+from checks.alert_rules import Limits, Message, Seen, State
+from checks.config import ALERT_UNITS, DEPLOY_LOCK, SAMPLES
+from checks.result import Status
+from checks.samples import Store
+
+if TYPE_CHECKING:
+    from checks.cloud import Diagnosis
+    from checks.config import Config
+    from checks.host import Host
+    from checks.samples import Sample
+
+_KEY = "alerts"
+_UNTOLD = "untold"
+
+
+def step(config: Config, host: Host, store: Store | None, sample: Sample, log_file: str) -> str | None:
+    """Judge a sample, tell what is to tell, and try again what could not be told before.
+
+    Returns what went wrong. Raises OSError where the state of alerts cannot be remembered; then nothing is told, since
+    it would be told again at every run.
+    """
+    before = recall.recall(host, store, _KEY)
+    state = _state(before)
+    messages = _untold(before) + alert_rules.step(Limits.of(config), state, _seen(config, host, store, sample))
+    # What ends this run in the middle may have a message told twice, but none left out.
+    untold = {_UNTOLD: [asdict(message) for message in messages]} if messages else {}
+    written = recall.remember(host, store, _KEY, before, {**state.as_json(), **untold})
+    problems = [problem for message in messages for problem in delivery.announce(config, host, message, log_file)]
+    if messages:
+        recall.remember(host, store, _KEY, written, state.as_json())
+    problems += delivery.start_sending(config, host)
+    return "; ".join(problems) or None
+
+
+def current(host: Host) -> State:
+    """The state as of the last check; raises PermissionError for others than root, StoreError."""
+    host.require_root("the state of alerts")
+    path = host.path(SAMPLES)
+    if not path.exists():
+        return _state(recall.recall(host, None, _KEY))
+    with Store.open(path) as store:
+        return _state(recall.recall(host, store, _KEY))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How a test message fared on its way out: `problem` is empty where it arrived."""
+
+    way: str
+    problem: str = ""
+
+
+def send_test(config: Config, host: Host, log_file: str) -> Iterator[Sent]:
+    """Send a message over every way, wait for each, and tell what became of it; raises PermissionError."""
+    host.require_root("sending a test")
+    now = host.now()
+    text = "This is a test: nothing is wrong, and alerts arrive."
+    message = Message("test", "test", "warning", text, "", now, now)
+    problems = delivery.announce(config, host, message, log_file)
+    yield Sent("log and journal", "; ".join(problem for problem in problems if "is not in" in problem))
+    for channel in config.alerts.channels:
+        done = host.run("systemctl", "start", ALERT_UNITS[channel], timeout_seconds=delivery.UNIT_SECONDS)
+        left = list(delivery.waiting(host, channel))
+        reason = (_reason(host, now) or done.message) if left or done.code != 0 else ""
+        yield Sent(channel, f"{len(left)} wait: {reason}" if reason else "")
+
+
+def ways(config: Config, host: Host) -> Iterator[str]:
+    """Where alerts go, for a person."""
+    yield "alerts go to the health log and the journal (journalctl -t local-llm-alert)"
+    for channel in config.alerts.channels:
+        count = sum(1 for _ in delivery.waiting(host, channel))
+        what = config.alerts.command if channel == "command" else f"{config.alerts.webhook_format} format"
+        yield f"and to the {channel} ({what})" + (f": {count} wait to be sent" if count else "")
+
+
+def _state(found: dict[str, Any]) -> State:
+    try:
+        return State.from_json(found)
+    except (KeyError, TypeError, AttributeError):
+        return State()
+
+
+def _untold(found: dict[str, Any]) -> list[Message]:
+    try:
+        return [Message(**each) for each in found.get(_UNTOLD, [])]
+    except TypeError:
+        return []
+
+
+def _seen(config: Config, host: Host, store: Store | None, sample: Sample) -> Seen:
+    if store is None:
+        # Without a history the sample counts kills of days ago.
+        sample = replace(sample, oom_kills=None)
+    found = _diagnosis(config, host) if sample.cloud == "down" else None
+    return Seen(
+        sample,
+        paused=_is_paused(host),
+        cloud_text=f"the cloud is {found.text}" if found else "",
+        cloud_refused=found is not None and found.status is Status.FAIL,
+    )
+
+
+def _diagnosis(config: Config, host: Host) -> Diagnosis | None:
+    # Imported here, because it brings OpenSSL along and is seldom needed.
+    from checks import cloud, gateway
+
+    if config.cloud is None:
+        return None
+    try:
+        return cloud.diagnose(config, config.cloud, gateway.server(config, host, gateway.CLOUD))
+    except OSError:
+        return None
+
+
+def _is_paused(host: Host) -> bool:
+    """Whether a deploy or a drill is at work."""
+    try:
+        with health.lock(str(host.path(DEPLOY_LOCK))):
+            return False
+    except health.AlreadyRunningError:
+        return True
+    except OSError:
+        return False
+
+
+def _reason(host: Host, since: float) -> str:
+    """The last thing that a unit said about why it could not send."""
+    done = host.run(
+        *("journalctl", "--no-pager", "--quiet", "--output=cat"),
+        *(f"--identifier={delivery.IDENTIFIER}", f"--since=@{int(since)}"),
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("local-llm: ")]
+    return lines[-1].removeprefix("local-llm: ").rstrip(".") if lines else ""

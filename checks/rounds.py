@@ -1,0 +1,168 @@
+"""What cron starts: a health run every few minutes and a metrics run every hour.
+
+Each measures, stores a sample and writes a line. No step can keep another from its work: what goes wrong in one, a full
+disk or a bug, is a reason in the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from checks import alerts, healing, health, window
+from checks.config import SAMPLES
+from checks.samples import HEALTH, METRICS, Kind, Sample, Store, StoreError, window_seconds
+from checks.totals import Totals
+
+if TYPE_CHECKING:
+    from checks.config import Config
+    from checks.host import Host
+    from checks.window import Window
+
+_CURSOR = "journal-cursor"
+# Running totals: as of the last sample of each kind.
+_TOTALS = {HEALTH: "totals", METRICS: "totals-of-metrics"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `unwritten` is why its line is not in the log, `after` what went wrong after that line."""
+
+    line: str
+    ok: bool
+    unwritten: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class _History:
+    """The store, and what the run of this kind before has left there."""
+
+    store: Store
+    last: Sample | None
+    cursor: str | None
+    totals: Totals
+
+
+def look(config: Config, host: Host) -> Run:
+    """A health run for a person: nothing is stored, written, healed or told to anybody."""
+    with _history(host, HEALTH) as (history, _):
+        sample, _ = _measured(config, host, history)
+    return Run(health.format_line(sample), sample.ok)
+
+
+def health_run(config: Config, host: Host, log_file: str) -> Run:
+    """Measure, heal, store, write the text file for Prometheus and the line, and tell whom it concerns."""
+    with _history(host, HEALTH) as (history, unopened):
+        store = history.store if history else None
+        sample, found = _measured(config, host, history)
+        healed, unhealed = _attempt(lambda: healing.heal(config, host, store, sample))
+        sample = _failed(replace(sample, healed=healed), unopened, unhealed and f"nothing can be healed: {unhealed}")
+
+        totals = (history.totals if history else Totals()).plus(sample)
+        unstored = None
+        if history:
+            stored, unstored = _attempt(lambda: _store_health(config, history.store, sample, found, totals))
+            sample = stored or sample
+        _, no_textfile = _attempt(lambda: _write_textfile(config, host, sample, totals))
+        sample = _failed(
+            sample,
+            unstored and f"this sample is not stored: {unstored}",
+            no_textfile and f"the text file for Prometheus is not written: {no_textfile}",
+        )
+        line = health.format_line(sample)
+        _, unwritten = _attempt(lambda: health.append(log_file, line))
+        untold, unjudged = _attempt(lambda: alerts.step(config, host, store, sample, log_file))
+    return Run(line, sample.ok, unwritten, untold or (unjudged and f"alerts are not judged: {unjudged}"))
+
+
+def metrics_run(config: Config, host: Host, log_file: str | None) -> Run:
+    """Measure the time since the last metrics run; with a log, store the sample and write the line.
+
+    Raises OSError where systemd does not answer.
+    """
+    from checks import metrics
+
+    with _history(host, METRICS) as (history, unopened):
+        last = history.last if history else None
+        seen = history.store.last(HEALTH) if history else None
+        totals = Totals.from_text(history.store.get(_TOTALS[HEALTH])) if history else None
+        counted = totals.since(history.totals) if history and totals else None
+        sample = metrics.measure(config, host, counted, seen, last)
+        unstored = unwritten = None
+        if log_file is not None and history and totals:
+            state = {_TOTALS[METRICS]: totals.as_text()}
+            stored, unstored = _attempt(lambda: history.store.append(sample, state))
+            sample = stored or sample
+        problems = [unopened, unstored and f"this sample is not stored: {unstored}"]
+        line = metrics.format_line(sample, last, [problem for problem in problems if problem])
+        if log_file is not None:
+            _, unwritten = _attempt(lambda: health.append(log_file, line))
+    return Run(line, not any(problems), unwritten)
+
+
+@contextmanager
+def _history(host: Host, kind: Kind) -> Iterator[tuple[_History | None, str | None]]:
+    """The history as far as a run of this kind needs it, or None; and what is wrong with it."""
+    store, problem = _attempt(lambda: Store.open(host.path(SAMPLES)))
+    history = None
+    if store:
+        history, problem = _attempt(
+            lambda: _History(store, store.last(kind), store.get(_CURSOR), Totals.from_text(store.get(_TOTALS[kind])))
+        )
+        problem = problem or store.notice
+    try:
+        yield history, problem
+    finally:
+        if store:
+            store.close()
+
+
+def _measured(config: Config, host: Host, history: _History | None) -> tuple[Sample, Window | None]:
+    """The sample, and the window that it counts: what the journal tells since the run before.
+
+    Without a history nobody knows what is new.
+    """
+    found = unread = None
+    if history:
+        found, unread = _attempt(lambda: window.read(config, host, history.cursor))
+    last = history.last if history else None
+    sample = health.measure(config, host, found, last)
+    return _failed(replace(sample, window_seconds=window_seconds(sample, last)), unread), found
+
+
+def _store_health(config: Config, store: Store, sample: Sample, found: Window | None, totals: Totals) -> Sample:
+    """Store the sample, how far the journal was read for it, and the totals with it: all or nothing."""
+    state = {_TOTALS[HEALTH]: totals.as_text()}
+    if found and found.cursor:
+        state[_CURSOR] = found.cursor
+    stored = store.append(sample, state)
+    store.prune(config.samples_retention_days, sample.time)
+    return stored
+
+
+def _write_textfile(config: Config, host: Host, sample: Sample, totals: Totals) -> None:
+    # Imported here, so that a host without prometheus_client misses the text file and nothing else.
+    from checks import textfile
+
+    textfile.write(config, host, sample, totals)
+
+
+def _failed(sample: Sample, *problems: str | None) -> Sample:
+    """The sample with more reasons to fail."""
+    reasons = (*sample.reasons, *(problem for problem in problems if problem))
+    return replace(sample, reasons=reasons, ok=not reasons)
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The action's result, or why there is none."""
+    try:
+        return action(), None
+    except (StoreError, OSError) as error:
+        return None, str(error)
+    except Exception as error:  # A bug in one step is no reason to leave out the others.
+        return None, f"{type(error).__name__}: {error}"

@@ -1,0 +1,137 @@
+"""What the journal tells of the time since the last health run: requests as the gateway logged them, and OOM kills.
+
+The journal is read on from a cursor, so that every line counts once, whatever the clock did meanwhile. Imports little,
+because the health check runs all day (see `probe`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from checks import journal
+from checks.samples import Histogram
+
+if TYPE_CHECKING:
+    from checks.config import Config
+    from checks.host import Host
+
+PROBE_REASON = "probe"
+
+# These ask about the model, not the model.
+_STATUS_PATHS = ("/health", "/v1/models")
+_COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Counts as in `samples.Sample`; `local_answers` counts the local model's completions.
+
+    `cursor` is where the next window begins; None if the journal has never been written.
+    """
+
+    cursor: str | None = None
+    requests: Mapping[str, int] = field(default_factory=dict)
+    responses: Mapping[str, Histogram] = field(default_factory=dict)
+    first_bytes: Mapping[str, Histogram] = field(default_factory=dict)
+    queue_seconds_max: float | None = None
+    local_answers: int = 0
+    oom_kills: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A line of the gateway's access log; `status` as in `samples.Sample.requests`, None for a duration without end."""
+
+    path: str
+    backend: str
+    reason: str
+    status: str
+    queue_seconds: float | None
+    first_byte_seconds: float | None
+    total_seconds: float | None
+
+    @property
+    def by_user(self) -> bool:
+        """Whether it asked the model, or tried to. The gateway answers well only where it explains a route."""
+        explained = self.backend == "gateway" and self.status == "2xx"
+        return self.path not in _STATUS_PATHS and self.reason != PROBE_REASON and not explained
+
+    @property
+    def completed(self) -> bool:
+        """Whether it was answered with a whole text by a model."""
+        return self.status == "2xx" and self.path in _COMPLETION_PATHS
+
+
+def read(config: Config, host: Host, cursor: str | None) -> Window:
+    """The window from the cursor on; without one it begins, empty, at the journal's end. Raises OSError."""
+    matches = [f"_SYSTEMD_UNIT={config.gateway_unit}", "+", *journal.oom_kills(config.service_unit)]
+    lines, next_cursor = journal.since(host, matches, cursor)
+    requests = [request for request in map(parse_line, lines) if request and request.by_user]
+    # All lines that are not the gateway's are of the message that was asked for.
+    kills = sum(line.startswith(f"{config.service_unit}: ") for line in lines)
+    return summary(requests, next_cursor, kills)
+
+
+def summary(requests: Iterable[Request], cursor: str | None, oom_kills: int) -> Window:
+    """The requests, counted."""
+    counts: Counter[str] = Counter()
+    totals: dict[str, list[float]] = defaultdict(list)
+    first_bytes: dict[str, list[float]] = defaultdict(list)
+    queued: list[float] = []
+    for request in requests:
+        counts[f"{request.backend}/{request.reason}/{request.status}"] += 1
+        if request.queue_seconds is not None:
+            queued.append(request.queue_seconds)
+        if request.completed and request.total_seconds is not None:
+            totals[request.backend].append(request.total_seconds)
+        if request.completed and request.first_byte_seconds is not None:
+            first_bytes[request.backend].append(request.first_byte_seconds)
+    return Window(
+        cursor=cursor,
+        requests=dict(counts),
+        responses={backend: Histogram.of(durations) for backend, durations in totals.items()},
+        first_bytes={backend: Histogram.of(durations) for backend, durations in first_bytes.items()},
+        queue_seconds_max=max(queued, default=None),
+        local_answers=len(totals.get("local", ())),
+        oom_kills=oom_kills,
+    )
+
+
+def parse_line(line: str) -> Request | None:
+    """A line of the access log, or None for anything else that the gateway says."""
+    if not line.startswith("client="):
+        return None
+    # No value holds a space: HAProxy escapes them.
+    values = dict(part.split("=", 1) for part in line.split(" ") if "=" in part)
+    if not {"path", "status", "reason", "backend", "end"} <= values.keys():
+        return None
+    return Request(
+        path=values["path"],
+        backend=_known(values["backend"], "gateway"),
+        reason=_known(values["reason"], "not-routed"),
+        status=_status(values["status"], values["end"]),
+        queue_seconds=_seconds(values.get("queue_ms")),
+        first_byte_seconds=_seconds(values.get("first_byte_ms")),
+        total_seconds=_seconds(values.get("total_ms")),
+    )
+
+
+def _status(status: str, end: str) -> str:
+    """2xx only for a whole answer. `end` is HAProxy's termination state: who broke it off, and when."""
+    if status.startswith("-") or not status.isdigit():
+        return "aborted"
+    if not status.startswith("2") or end[:1] in ("-", "L"):
+        return f"{status[0]}xx"
+    return "aborted" if end[:1] in ("C", "c") else "broken"
+
+
+def _known(value: str, otherwise: str) -> str:
+    return otherwise if value in ("-", "") else value
+
+
+def _seconds(milliseconds: str | None) -> float | None:
+    """HAProxy writes -1 for what did not happen."""
+    return int(milliseconds) / 1000 if milliseconds and milliseconds.isdigit() else None

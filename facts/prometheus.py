@@ -1,0 +1,49 @@
+"""What of Prometheus is on a host: the user's own, and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyinfra.api import FactBase
+
+from facts.machine import parse_sections
+
+
+@dataclass(frozen=True)
+class PrometheusState:
+    """`in_use`: those of the distribution's services that run or start by themselves: somebody's own.
+
+    `pids` are the processes of our services.
+    """
+
+    in_use: tuple[str, ...] = ()
+    pids: frozenset[int] = frozenset()
+
+
+class Prometheus(FactBase[PrometheusState]):
+    """Who runs a Prometheus here, before it is decided whether we may."""
+
+    def command(self, distribution: Sequence[str], own: Sequence[str]) -> str:
+        return (
+            f"echo @distribution; for u in {' '.join(distribution)}; do "
+            'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; '
+            f"echo @own; systemctl show {' '.join(own)} -p MainPID --value; true"
+        )
+
+    @staticmethod
+    def default() -> PrometheusState:
+        return PrometheusState()
+
+    def process(self, output: list[str]) -> PrometheusState:
+        return parse_prometheus(output)
+
+
+def parse_prometheus(output: Sequence[str]) -> PrometheusState:
+    """Read the fact's lines; a unit that does not exist has no file state."""
+    sections = parse_sections(list(output))
+    units = (line.split() for line in sections.get("distribution", []))
+    return PrometheusState(
+        in_use=tuple(name for name, *words in units if {"active", "activating", "enabled"} & set(words)),
+        pids=frozenset(int(line) for line in sections.get("own", []) if line.strip() not in ("", "0")),
+    )

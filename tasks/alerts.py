@@ -1,0 +1,85 @@
+"""Alerts and healing: their limits, where alerts are sent, and the units that send them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pyinfra.api import deploy
+
+from operations import files, systemd
+from operations.files import ManagedFile
+from settings import Settings
+from tasks import paths
+from tasks.rendering import rendered
+
+WEBHOOK_FILE = f"{paths.SECRETS}/webhook"
+_ADDRESS = re.compile(r"https://[^\s'\"\\@/]+(/[!-~]*)?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?(/[!-~]*)?")
+_HEADER = re.compile(r"[A-Za-z0-9-]+: ?[ -~]+")
+
+
+class WebhookError(Exception):
+    """The webhook cannot be read or used; the message is one line and does not contain it."""
+
+
+def thresholds(settings: Settings) -> dict[str, object]:
+    """What the checks hold the samples to, in the format that checks/config.py reads."""
+    return {
+        "uptime_goal_percent": settings.uptime_goal_percent,
+        "alerts": {
+            "disk_free_percent": settings.alert_disk_free_percent,
+            "restarts_per_hour": settings.alert_restarts_per_hour,
+            "after_checks": settings.alert_after_checks,
+            "clear_after_checks": settings.alert_clear_after_checks,
+            "reminder_hours": settings.alert_reminder_hours,
+            "webhook_format": settings.alert_webhook_format if _has_webhook(settings) else None,
+            "command": settings.alert_command,
+        },
+        "healing": {
+            "after_failures": settings.heal_after_failures,
+            "restarts_per_hour": settings.heal_restarts_per_hour,
+        },
+    }
+
+
+def operators_webhook(settings: Settings) -> str | None:
+    """The webhook as the host's file holds it: a line with the address, then one a header; None where none is set.
+
+    Raises WebhookError.
+    """
+    if settings.alert_webhook_file is None:
+        return None if settings.alert_webhook_url is None else f"{settings.alert_webhook_url}\n"
+    source = f"alert_webhook_file = {settings.alert_webhook_file!r}"
+    try:
+        text = Path(settings.alert_webhook_file).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise WebhookError(f"{source}: cannot be read: {reason}") from None
+    address, *headers = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if not _ADDRESS.fullmatch(address):
+        raise WebhookError(f"{source}: allowed in its first line: an https:// address, or http:// to 127.0.0.1")
+    if not all(_HEADER.fullmatch(header) for header in headers):
+        raise WebhookError(f"{source}: allowed after its first line: headers such as Authorization: Bearer …")
+    return "".join(f"{line}\n" for line in (address, *headers))
+
+
+def unit_files() -> list[ManagedFile]:
+    """The units that send alerts; started by the health check, never enabled."""
+    return [rendered(f"/etc/systemd/system/{unit}") for unit in paths.ALERT_UNITS]
+
+
+@deploy("Alerts")
+def install(settings: Settings) -> None:
+    """Place the webhook where only root reads it, and the units that send alerts."""
+    webhook = operators_webhook(settings)
+    if webhook is None:
+        files.absent(name="Remove the webhook of alerts", paths=[WEBHOOK_FILE])
+    else:
+        files.secret(name="Write the webhook of alerts", file=ManagedFile(WEBHOOK_FILE, webhook, mode="0600"))
+    files.managed(name="Write the units that send alerts", files=unit_files())
+    for unit in paths.ALERT_UNITS:
+        systemd.loaded(name=f"Let systemd know {unit}", unit=unit)
+
+
+def _has_webhook(settings: Settings) -> bool:
+    return (settings.alert_webhook_url or settings.alert_webhook_file) is not None

@@ -1,0 +1,155 @@
+"""What the journal tells of the time since the last run: which of the gateway's lines count, and as what."""
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checks import window
+from checks.host import Command
+from checks.samples import Histogram
+from checks.window import Window, parse_line
+from tests.unit.checks_support import GATEWAY, SERVICE, FakeHost, make_config
+
+KILL = f"{SERVICE}: A process of this unit has been killed by the OOM killer."
+
+
+def line(**changes: object) -> str:
+    values: dict[str, object] = {
+        "client": "127.0.0.1:54310",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "reason": "short-prompt",
+        "backend": "local",
+        "request_bytes": 322,
+        "response_bytes": 2834,
+        "queue_ms": 16,
+        "first_byte_ms": 120,
+        "total_ms": 1500,
+        "end": "--",
+    }
+    return " ".join(f"{key}={value}" for key, value in {**values, **changes}.items())
+
+
+def read(tmp_path: Path, *lines: str, cursor: str | None = "s=1") -> Window:
+    host = FakeHost(tmp_path)
+    host.commands["journalctl"] = Command(0, "".join(f"{text}\n" for text in (*lines, "-- cursor: s=2")), "")
+    return window.read(make_config(tmp_path), host, cursor)
+
+
+def test_an_answer_counts_once_everywhere(tmp_path: Path) -> None:
+    assert read(tmp_path, line()) == Window(
+        cursor="s=2",
+        requests={"local/short-prompt/2xx": 1},
+        responses={"local": Histogram.of([1.5])},
+        first_bytes={"local": Histogram.of([0.12])},
+        queue_seconds_max=0.016,
+        local_answers=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"status": 404, "reason": "-", "end": "LR", "backend": "gateway", "path": "/"}, "gateway/not-routed/4xx"),
+        ({"status": 503, "end": "LR", "backend": "gateway"}, "gateway/short-prompt/5xx"),
+        ({"status": 504, "end": "sH"}, "local/short-prompt/5xx"),
+        ({"status": -1, "end": "CQ", "backend": "-", "total_ms": 900}, "gateway/short-prompt/aborted"),
+        ({"end": "CD"}, "local/short-prompt/aborted"),
+        ({"end": "cD"}, "local/short-prompt/aborted"),
+        ({"end": "SD"}, "local/short-prompt/broken"),
+        ({"end": "sD"}, "local/short-prompt/broken"),
+    ],
+)
+def test_what_is_no_whole_answer_has_no_duration(tmp_path: Path, changes: dict[str, object], key: str) -> None:
+    found = read(tmp_path, line(**changes))
+    assert found.requests == {key: 1}
+    assert (found.responses, found.first_bytes, found.local_answers) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": "/health", "method": "GET", "reason": "-"},
+        {"path": "/v1/models", "method": "GET", "reason": "-", "backend": "gateway", "end": "LR"},
+        {"path": "/health", "method": "GET", "reason": "-", "backend": "gateway", "status": 503},
+        {"reason": "probe", "path": "/v1/completions"},
+        {"backend": "gateway", "end": "LR"},  # X-LLM-Explain
+    ],
+)
+def test_questions_about_the_model_are_no_requests(tmp_path: Path, changes: dict[str, object]) -> None:
+    assert read(tmp_path, line(**changes)) == Window(cursor="s=2")
+
+
+def test_counting_tokens_is_a_request_without_a_duration(tmp_path: Path) -> None:
+    found = read(tmp_path, line(path="/tokenize", reason="local-endpoint"))
+    assert found.requests == {"local/local-endpoint/2xx": 1}
+    assert (found.responses, found.local_answers) == ({}, 0)
+
+
+def test_the_cloud_s_answers_do_not_prove_the_local_model(tmp_path: Path) -> None:
+    found = read(tmp_path, line(backend="cloud", queue_ms="-"), line(queue_ms=7), line(queue_ms=2100))
+    assert set(found.responses) == {"local", "cloud"}
+    assert (found.local_answers, found.queue_seconds_max) == (2, 2.1)
+
+
+def test_kills_are_counted(tmp_path: Path) -> None:
+    assert read(tmp_path, line(), KILL, KILL).oom_kills == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "cloud status=503 provider_status=401 first_byte_ms=1 total_ms=2 end=--",
+        "[WARNING] (1) : Server llm/llama is DOWN, reason: Layer4 timeout",
+        "client=127.0.0.1:1 method=GET path=/ status=200",
+    ],
+)
+def test_other_lines_are_none(text: str) -> None:
+    assert parse_line(text) is None
+
+
+@given(st.text(), st.text(string.printable))
+def test_no_line_upsets_the_reader(anything: str, value: str) -> None:
+    for text in (anything, f"client={anything}", line(path=value), line(status=value, end=value), line(total_ms=value)):
+        found = parse_line(text)
+        assert found is None or found.status
+
+
+def test_the_journal_is_asked_for_the_gateway_and_the_kills(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    host.commands["journalctl"] = Command(0, "-- cursor: s=2\n", "")
+    window.read(make_config(tmp_path), host, "s=1")
+    assert host.ran == [
+        "journalctl --no-pager --quiet --output=cat --show-cursor --after-cursor=s=1 "
+        f"_SYSTEMD_UNIT={GATEWAY} + UNIT={SERVICE} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef"
+    ]
+
+
+def test_the_first_window_is_empty_and_begins_at_the_end(tmp_path: Path) -> None:
+    assert read(tmp_path, cursor=None) == Window(cursor="s=2")
+
+
+def test_a_cursor_that_is_not_understood_is_begun_anew(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    begun = "journalctl --no-pager --quiet --output=cat --show-cursor"
+    host.commands[f"{begun} --after-cursor"] = Command(1, "", "Failed to seek to cursor: Invalid argument")
+    host.commands[f"{begun} --lines=0"] = Command(0, "-- cursor: s=3\n", "")
+    assert window.read(make_config(tmp_path), host, "nonsense") == Window(cursor="s=3")
+
+
+def test_without_new_lines_the_cursor_stays(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    host.commands["journalctl"] = Command(0, "", "")
+    assert window.read(make_config(tmp_path), host, "s=1") == Window(cursor="s=1")
+
+
+def test_a_journal_that_may_not_be_read(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    host.commands["journalctl"] = Command(1, "", "No journal files were opened due to insufficient permissions.")
+    with pytest.raises(OSError, match="insufficient permissions"):
+        window.read(make_config(tmp_path), host, None)
