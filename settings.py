@@ -541,8 +541,9 @@ class Settings(BaseModel):
         512, "Disk that its samples may take; the oldest go first.", unit="MiB", ge=64, le=65_536
     )
     prometheus_memory_max_mib: int = setting(
-        512,
-        "Hard memory limit of the three together. PLACEHOLDER: P puts the measured figure here.",
+        320,
+        "Hard memory limit of the three together. Measured with 1,100 series: at most 166 MB, Prometheus 94 of them; a "
+        "large query takes more.",
         unit="MiB",
         ge=256,
         le=8_192,

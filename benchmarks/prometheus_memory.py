@@ -17,7 +17,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from benchmarks.common import print_report, progress
+from benchmarks.common import print_report, progress, ratio
 from benchmarks.machine import add_machine_option, deployed_machine
 from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             machine.exec("sh", "-c", f"systemctl stop {TWIN} 2>/dev/null; rm -rf {SCRATCH}", check=False)
     except SandboxError as error:
         return fail(error)
-    print_report("Memory of the Prometheus stack", ("process", *(f"{kind}, MB" for kind in KINDS.values())), rows)
+    columns = ("process", *(f"{kind}, MB" for kind in KINDS.values()), "limit, MB", "highest by limit")
+    print_report("Memory of the Prometheus stack", columns, rows)
     return 0
 
 
@@ -98,10 +99,13 @@ def _start(machine: SandboxHost) -> None:
 
 
 def _memory(machine: SandboxHost, unit: str) -> list[str]:
+    """The columns of a row after its name."""
     pid = machine.exec("systemctl", "show", unit, "-p", "MainPID", "--value").strip()
     status = machine.exec("cat", f"/proc/{pid}/status")
-    found = {kind: re.search(rf"^{kind}:\s+(\d+) kB$", status, re.MULTILINE) for kind in KINDS}
-    return [f"{int(value[1]) * 1024 / 1e6:.0f}" if value else "–" for value in found.values()]
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE))
+    used = [int(found[kind]) * 1024 / 1e6 for kind in KINDS]
+    limit = int(machine.exec("systemctl", "show", unit, "-p", "MemoryMax", "--value")) / 1e6
+    return [*(f"{value:.0f}" for value in (*used, limit)), ratio(used[0], limit)]
 
 
 def _ask(machine: SandboxHost, expression: str) -> str:

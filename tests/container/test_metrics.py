@@ -194,7 +194,7 @@ def test_a_clock_that_jumps_loses_and_doubles_nothing(quiet: Machine) -> None:
 
 
 def test_rotation_loses_no_line(deployed: Machine) -> None:
-    """Two writers write as the checks do, as fast as they can, while logrotate runs again and again."""
+    """Two writers write as the checks do while logrotate runs again and again, and a third is overtaken by it."""
     deployed.sh(
         "mkdir -p /root/rotation && cd /root/rotation && rm -rf * && "
         "sed 's#/var/log/llm-#/root/rotation/llm-#g; s/rotate .*/rotate 1000/' /etc/logrotate.d/local-llm > conf"
@@ -209,11 +209,21 @@ def test_rotation_loses_no_line(deployed: Machine) -> None:
             f'cd /root/rotation; python3 -I -c "{writer}" a & one=$!; python3 -I -c "{writer}" b & two=$!; '
             "while kill -0 $one || kill -0 $two; do logrotate --force --state state conf; done 2>/dev/null; wait"
         )
+        python(
+            deployed,
+            "import os, subprocess; from checks.health import append; write = os.write\n"
+            "append('/root/rotation/llm-health.log', 'late 0')\n"
+            "rotate = ['logrotate', '--force', '--state', '/root/rotation/state', '/root/rotation/conf']\n"
+            "os.write = lambda *line: (subprocess.run(rotate, check=True), write(*line))[1]\n"
+            "append('/root/rotation/llm-health.log', 'late 1')",
+        )
         rotated = int(deployed.sh("ls /root/rotation/llm-health.log.* | wc -l"))
         assert rotated >= 5
         assert int(deployed.sh("ls /root/rotation/*.gz | wc -l")) >= rotated - 1
         lines = deployed.sh("zcat -f /root/rotation/llm-health.log*").splitlines()
-        assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(1500))
+        assert sorted(lines) == sorted(
+            ["late 0", "late 1", *(f"{name} {number}" for name in "ab" for number in range(1500))]
+        )
     finally:
         deployed.sh("rm -rf /root/rotation")
 

@@ -154,6 +154,8 @@ def test_alerts_fire_on_what_they_are_for_and_on_nothing_else(deployed: Machine,
 def test_all_that_it_asks_answers(watched: Machine) -> None:
     jobs = {"gateway", "requests", "llama-server", "node", "prometheus", "alertmanager"}
     eventually(lambda: {s["metric"]["job"] for s in query(watched, "up == 1")} == jobs, 60, "every job is up")
+    # A kernel may be without pressure stall information.
+    assert query(watched, 'node_scrape_collector_success{collector!="pressure"} == 0') == []
 
 
 def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:

@@ -254,7 +254,7 @@ def wiring(text: str | None, tmp_path: Path, answer: str = "") -> dict[str, Any]
 
 def test_the_wiring_is_read_without_openclaw_and_without_what_is_the_users(tmp_path: Path) -> None:
     config = {
-        "models": {"providers": {"local-llm": {"baseUrl": "x"}, "mine": {"apiKey": "secret"}}},
+        "models": {"providers": {"local-llm": {"baseUrl": "x", "apiKey": "a"}, "mine": {"apiKey": "b"}}},
         "agents": {"defaults": {"workspace": "/srv"}},
     }
     found = wiring(json.dumps(config), tmp_path, answer="never asked")
