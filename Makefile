@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-down test lint docs clean
+.PHONY: help venv demo demo-down test test-openclaw lint docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: .venv/.installed ## a virtual environment with what the project needs
 
@@ -33,6 +33,10 @@ demo-down: venv ## remove the demo's container and its helper process
 test: venv ## all tests, those in containers included
 	@$(BIN)/python -m sandbox.engine
 	$(BIN)/pytest
+
+test-openclaw: venv ## the tests with the real OpenClaw, from npm: some ten minutes more
+	@$(BIN)/python -m sandbox.engine
+	$(BIN)/pytest tests/openclaw
 
 lint: venv ## style and types
 	$(BIN)/ruff check .

@@ -288,20 +288,22 @@ def test_memory_above_the_goal_is_told(watched: Machine) -> None:
 def test_slow_answers_are_told(watched: Machine) -> None:
     """Users' answers, slow because the process gets next to no CPU."""
     watched.sh("systemctl set-property --runtime local-llm CPUQuota=5%")
-    with configured(watched, response_limit_seconds=0.2):
-        try:
-            for _ in range(2):
-                for _ in range(10):
-                    watched.chat()
-                check(watched)
-            assert "slow-responses" in is_open(watched)
-        finally:
-            watched.sh("systemctl set-property --runtime local-llm CPUQuota=200%; systemctl revert local-llm")
-    for _ in range(2):
-        for _ in range(10):
-            watched.chat()
-        check(watched)
+    try:
+        with configured(watched, response_limit_seconds=0.2):
+            _be_asked(watched)
+            assert is_open(watched) == {"slow-responses"}
+    finally:
+        watched.sh("systemctl revert local-llm")
+    _be_asked(watched)
     told_both_ways(watched, "slow-responses")
+
+
+def _be_asked(machine: Machine) -> None:
+    """Enough questions for two means, even where the last line of a window reaches the journal after the check."""
+    for _ in range(2):
+        for _ in range(12):
+            assert machine.chat()
+        check(machine)
 
 
 def test_downtime_is_told_until_it_is_long_ago(watched: Machine) -> None:
