@@ -25,6 +25,22 @@ OTHER_ANSWER = "Another model speaks now: small, but different."
 SSH_SECOND_PORT = 2222
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `first_distribution` run on the first one only: what they test is our own code, and takes long."""
+    others = [
+        item
+        for item in items
+        if item.get_closest_marker("first_distribution") and _image_of(item) not in (None, IMAGES[0])
+    ]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+def _image_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("bare")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def engine() -> None:
     """A Docker engine; without one the tests fail, they are not skipped."""

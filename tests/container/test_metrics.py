@@ -11,6 +11,8 @@ import pytest
 
 from tests.container.machine import Machine, eventually
 
+pytestmark = pytest.mark.first_distribution
+
 HEALTH_LOG = "/var/log/llm-health.log"
 STATE = "/var/lib/local-llm"
 TEXTFILE = f"{STATE}/metrics/local_llm.prom"

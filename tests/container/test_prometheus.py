@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,12 +57,21 @@ def installed_packages(machine: Machine) -> set[str]:
     return set(machine.sh("dpkg-query -W -f='${Package} ${db:Status-Status}\\n'").splitlines())
 
 
-def query(machine: Machine, expression: str) -> list[dict[str, Any]]:
-    """The samples that Prometheus answers, without those that are no number."""
-    encoded = urllib.parse.quote(expression)
-    answer = json.loads(machine.sh(f"curl -sS -m 30 'http://127.0.0.1:9090/api/v1/query?query={encoded}'"))
-    assert answer["status"] == "success", f"{expression}: {answer}"
-    return [sample for sample in answer["data"]["result"] if sample["value"][1] != "NaN"]
+def query(machine: Machine, *expressions: str) -> list[list[dict[str, Any]]]:
+    """The samples that Prometheus answers to each, without those that are no number."""
+    urls = [f"http://127.0.0.1:9090/api/v1/query?query={urllib.parse.quote(each)}" for each in expressions]
+    lines = machine.sh(f"curl -sS -m 60 -w '\\n' {shlex.join(urls)}").splitlines()
+    found = []
+    for expression, line in zip(expressions, lines, strict=True):
+        answer = json.loads(line)
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        found.append([sample for sample in answer["data"]["result"] if sample["value"][1] != "NaN"])
+    return found
+
+
+def value(machine: Machine, expression: str) -> float:
+    [[sample]] = query(machine, expression)
+    return float(sample["value"][1])
 
 
 def test_a_prometheus_of_the_users_own_is_left_alone(deployed: Machine) -> None:
@@ -153,9 +163,9 @@ def test_alerts_fire_on_what_they_are_for_and_on_nothing_else(deployed: Machine,
 
 def test_all_that_it_asks_answers(watched: Machine) -> None:
     jobs = {"gateway", "requests", "llama-server", "node", "prometheus", "alertmanager"}
-    eventually(lambda: {s["metric"]["job"] for s in query(watched, "up == 1")} == jobs, 60, "every job is up")
+    eventually(lambda: {s["metric"]["job"] for s in query(watched, "up == 1")[0]} == jobs, 60, "every job is up")
     # A kernel may be without pressure stall information.
-    assert query(watched, 'node_scrape_collector_success{collector!="pressure"} == 0') == []
+    assert query(watched, 'node_scrape_collector_success{collector!="pressure"} == 0') == [[]]
 
 
 def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:
@@ -169,9 +179,13 @@ def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:
     def empty() -> list[str]:
         assert watched.answers()
         watched.sh("local-llm health --log; true")
-        return [expression for expression in expressions if not query(watched, expression)]
+        answers = query(watched, *expressions)
+        return [expression for expression, samples in zip(expressions, answers, strict=True) if not samples]
 
-    eventually(lambda: not empty(), 180, "data for every query")
+    try:
+        eventually(lambda: not empty(), 180, "data for every query")
+    except AssertionError:
+        assert empty() == []  # which ones
 
 
 def test_an_outage_reaches_the_webhook(watched: Machine) -> None:
@@ -191,12 +205,12 @@ def test_an_outage_reaches_the_webhook(watched: Machine) -> None:
 
 
 def test_killed_it_comes_back_with_what_it_knew(watched: Machine) -> None:
-    known = float(query(watched, "max_over_time(count(up)[1h:5s])")[0]["value"][1])
+    known = value(watched, "max_over_time(count(up)[1h:5s])")
     for unit in paths.PROMETHEUS_UNITS:
         watched.sh(f"kill -9 {watched.main_pid(unit)}")
     eventually(lambda: all(watched.main_pid(unit) for unit in paths.PROMETHEUS_UNITS), 60, "new processes")
     eventually(lambda: bool(watched.sh("curl -sSf http://127.0.0.1:9090/-/ready || true")), 60, "it is ready")
-    assert float(query(watched, "max_over_time(count(up)[1h:5s])")[0]["value"][1]) == known
+    assert value(watched, "max_over_time(count(up)[1h:5s])") == known
 
 
 def test_off_again_nothing_of_it_is_left_but_what_a_user_wants(deployed: Machine, watched: Machine) -> None:

@@ -20,6 +20,8 @@ from sandbox.common import SandboxError
 from sandbox.engine import install_packages, is_root_on_debian
 from tests.container.machine import Machine
 
+pytestmark = pytest.mark.first_distribution
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_SECONDS = 120
 SMALLEST_LETTERS_PIXELS = 10
