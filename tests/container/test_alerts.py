@@ -67,7 +67,7 @@ def alerting(deployed: Machine) -> Iterator[Machine]:
         yield machine
     finally:
         deployed.sh(
-            f"systemctl stop test-receiver {WEBHOOK_UNIT}; "
+            f"systemctl stop test-receiver {WEBHOOK_UNIT}; systemctl reset-failed 'local-llm-alert-*'; "
             f"rm -rf {RECEIVER} /root/history /run/local-llm-alerts /var/lib/local-llm/outbox; "
             "rm -f /var/lib/local-llm/samples.db*; systemctl start cron",
             check=False,
@@ -363,7 +363,7 @@ def _until_the_cloud_is(machine: Machine, state: str) -> None:
 
 
 def test_a_cloud_that_fails_and_one_that_refuses_the_key_are_told_apart(clouded: tuple[Machine, Cloud]) -> None:
-    """The gateway's first bad check may still be of a connection that the change of the cloud broke: a third is made."""
+    """The gateway's first bad check may still be of a connection that the cloud's change broke: a third is made."""
     machine, cloud = clouded
     cloud.set_fault(Fault(status=500))
     _until_the_cloud_is(machine, "down")
