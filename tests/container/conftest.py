@@ -26,7 +26,7 @@ SSH_SECOND_PORT = 2222
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `first_distribution` run on the first one only: what they test is our own code, and takes long."""
+    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long."""
     others = [
         item
         for item in items

@@ -44,8 +44,8 @@ def samples(machine: Machine, kind: str = "health") -> list[dict[str, Any]]:
 
 
 def run(machine: Machine) -> dict[str, Any]:
-    """A health run that finds all well; its sample."""
-    machine.sh("local-llm health --log")
+    """A health run that finds all well, after the journal has what was logged before; its sample."""
+    machine.sh("journalctl --sync; local-llm health --log")
     return samples(machine)[-1]
 
 
@@ -181,6 +181,7 @@ def test_a_clock_that_jumps_loses_and_doubles_nothing(quiet: Machine) -> None:
     before = len(samples(quiet))
     for hours in (-1, 0, 48, 0):
         quiet.answers()
+        quiet.sh("journalctl --sync")
         python(
             quiet,
             f"import time; real = time.time; time.time = lambda: real() + {hours} * 3600\n"

@@ -16,6 +16,8 @@ from tasks import paths
 from tests.container.conftest import with_settings
 from tests.container.machine import ROOT, Machine, eventually
 
+pytestmark = pytest.mark.first_distribution
+
 RULE_TESTS = Path(__file__).with_name("alert_rules.test.yml")
 DASHBOARD = ROOT / "docs" / "grafana-dashboard.json"
 WEBHOOK_PORT = 9999
