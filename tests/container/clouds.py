@@ -51,7 +51,7 @@ def stop_resolver(machine: Machine) -> None:
 def forget(machine: Machine) -> None:
     """Leave the machine as it was."""
     machine.sh(
-        f"systemctl stop {RESOLVER_UNIT} 2>/dev/null; rm -f {AUTHORITY}\n"
+        f"systemctl stop {RESOLVER_UNIT} 2>/dev/null; rm -f {AUTHORITY} /var/lib/local-llm/drill.json\n"
         "update-ca-certificates --fresh >/dev/null 2>&1\n"
         "test ! -e /root/resolv.conf || cat /root/resolv.conf > /etc/resolv.conf; rm -f /root/resolv.conf"
     )

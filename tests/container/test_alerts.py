@@ -69,7 +69,7 @@ def alerting(deployed: Machine) -> Iterator[Machine]:
         deployed.sh(
             f"systemctl stop test-receiver {WEBHOOK_UNIT}; systemctl reset-failed 'local-llm-alert-*'; "
             f"rm -rf {RECEIVER} /root/history /run/local-llm-alerts /var/lib/local-llm/outbox; "
-            "rm -f /var/lib/local-llm/samples.db*; systemctl start cron",
+            "rm -f /var/lib/local-llm/samples.db* /var/lib/local-llm/drill.json; systemctl start cron",
             check=False,
         )
         assert deployed.deploy().succeeded
@@ -94,7 +94,7 @@ def watched(alerting: Machine) -> Machine:
     eventually(alerting.answers, 60, "the model answers")
     alerting.sh(
         f"rm -rf /run/local-llm-alerts /var/lib/local-llm/outbox {RECEIVER}/got {RECEIVER}/tried; "
-        f"rm -f /var/lib/local-llm/samples.db*; : > {LOG}"
+        f"rm -f /var/lib/local-llm/samples.db* /var/lib/local-llm/drill.json; : > {LOG}"
     )
     check(alerting)
     assert told(alerting) == []
