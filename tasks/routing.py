@@ -85,14 +85,14 @@ def _endpoint_rules(settings: Settings) -> Iterator[Rule]:
 def _cloud_rules(settings: Settings) -> Iterator[Rule]:
     answer = settings.route_long_answer_tokens
     yield Rule("asked-cloud", Route.CLOUD_FIRST, ("{ req.hdr(x-llm-route) -m str -i cloud }",))
-    yield from _one_of("priority", Route.CLOUD_FIRST, _field("service_tier"), settings.route_priority_tiers)
-    yield from _one_of("reasoning", Route.CLOUD_FIRST, _field("reasoning_effort"), settings.route_reasoning_efforts)
+    yield from _one_of("priority", Route.CLOUD_FIRST, "var(txn.service_tier)", settings.route_priority_tiers)
+    yield from _one_of("reasoning", Route.CLOUD_FIRST, "var(txn.reasoning_effort)", settings.route_reasoning_efforts)
     longest = f"{{ var(txn.prompt_tokens) -m int gt {settings.route_long_prompt_tokens} }}"
     yield Rule("long-prompt", Route.CLOUD_FIRST, (longest, "is_oversized"))
     yield Rule(
         "long-answer",
         Route.CLOUD_FIRST,
-        tuple(f"{{ {_field(name, 'int')} -m int gt {answer} }}" for name in ("max_tokens", "max_completion_tokens")),
+        tuple(f"{{ var(txn.{name}) -m int gt {answer} }}" for name in ("max_tokens", "max_completion_tokens")),
     )
     yield from _one_of("utility-task", Route.LOCAL_FIRST, "req.hdr(x-llm-task)", settings.route_utility_tasks)
     shortest = f"{{ var(txn.prompt_tokens) -m int lt {settings.route_short_prompt_tokens} }}"
@@ -103,10 +103,6 @@ def _cloud_rules(settings: Settings) -> Iterator[Rule]:
 def _one_of(reason: str, route: Route, sample: str, values: tuple[str, ...]) -> Iterator[Rule]:
     if values:
         yield Rule(reason, route, (f"{{ {sample} -m str {' '.join(values)} }}",))
-
-
-def _field(name: str, kind: str = "") -> str:
-    return f"req.body,json_query('$.{name}'{f',{kind!r}' if kind else ''})"
 
 
 def model_list(settings: Settings) -> str:
