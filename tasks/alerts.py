@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pyinfra.api import deploy
 
@@ -12,14 +11,11 @@ from operations.files import ManagedFile
 from settings import Settings
 from tasks import paths
 from tasks.rendering import rendered
+from tasks.secret_files import SecretError, operators_file
 
 WEBHOOK_FILE = f"{paths.SECRETS}/webhook"
 _ADDRESS = re.compile(r"https://[^\s'\"\\@/]+(/[!-~]*)?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?(/[!-~]*)?")
 _HEADER = re.compile(r"[A-Za-z0-9-]+: ?[ -~]+")
-
-
-class WebhookError(Exception):
-    """The webhook cannot be read or used; the message is one line and does not contain it."""
 
 
 def thresholds(settings: Settings) -> dict[str, object]:
@@ -45,21 +41,17 @@ def thresholds(settings: Settings) -> dict[str, object]:
 def operators_webhook(settings: Settings) -> str | None:
     """The webhook as the host's file holds it: a line with the address, then one a header; None where none is set.
 
-    Raises WebhookError.
+    Raises SecretError.
     """
     if settings.alert_webhook_file is None:
         return None if settings.alert_webhook_url is None else f"{settings.alert_webhook_url}\n"
     source = f"alert_webhook_file = {settings.alert_webhook_file!r}"
-    try:
-        text = Path(settings.alert_webhook_file).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise WebhookError(f"{source}: cannot be read: {reason}") from None
+    text = operators_file(settings.alert_webhook_file, source)
     address, *headers = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if not _ADDRESS.fullmatch(address):
-        raise WebhookError(f"{source}: allowed in its first line: an https:// address, or http:// to 127.0.0.1")
+        raise SecretError(f"{source}: allowed in its first line: an https:// address, or http:// to 127.0.0.1")
     if not all(_HEADER.fullmatch(header) for header in headers):
-        raise WebhookError(f"{source}: allowed after its first line: headers such as Authorization: Bearer …")
+        raise SecretError(f"{source}: allowed after its first line: headers such as Authorization: Bearer …")
     return "".join(f"{line}\n" for line in (address, *headers))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from settings import Settings
+from tasks.secret_files import SecretError, operators_file
 
 KEY_VARIABLE = "LOCAL_LLM_CLOUD_KEY"
 """Where the key is read on the computer that deploys, and where the gateway's process finds it."""
@@ -14,32 +14,24 @@ KEY_VARIABLE = "LOCAL_LLM_CLOUD_KEY"
 _KEY = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,4096}")
 
 
-class CloudKeyError(Exception):
-    """The key cannot be read or used; the message is one line and does not contain it."""
-
-
 def operators_key(settings: Settings, environment: Mapping[str, str]) -> str | None:
     """The key that this deploy was given; None where it was given none, or needs none.
 
-    Raises CloudKeyError.
+    Raises SecretError.
     """
     if settings.cloud_url is None:
         return None
     if settings.cloud_key_file is None:
         key, source = environment.get(KEY_VARIABLE), f"the environment variable {KEY_VARIABLE}"
         return None if key is None else _usable(key, source)
-    path = Path(settings.cloud_key_file).expanduser()
-    try:
-        return _usable(path.read_text(), f"cloud_key_file = {settings.cloud_key_file!r}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise CloudKeyError(f"cloud_key_file = {settings.cloud_key_file!r}: cannot be read: {reason}") from None
+    source = f"cloud_key_file = {settings.cloud_key_file!r}"
+    return _usable(operators_file(settings.cloud_key_file, source), source)
 
 
 def _usable(text: str, source: str) -> str:
     key = text.strip()
     if not _KEY.fullmatch(key):
-        raise CloudKeyError(f"{source}: allowed: one key of letters, digits and . _ ~ + / = : @ -")
+        raise SecretError(f"{source}: allowed: one key of letters, digits and . _ ~ + / = : @ -")
     return key
 
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from facts.machine import Login, LoginState
 from settings import Settings, parse
-from tasks.alerts import WebhookError, operators_webhook
-from tasks.cloud_key import CloudKeyError, operators_key
+from tasks.alerts import operators_webhook
+from tasks.cloud_key import operators_key
+from tasks.secret_files import SecretError
 
 
 def load_settings() -> Settings:
@@ -42,7 +43,7 @@ def _problems(data: dict[str, Any]) -> list[str]:
         try:
             operators_key(settings, os.environ)
             operators_webhook(settings)
-        except (CloudKeyError, WebhookError) as problem:
+        except SecretError as problem:
             return [str(problem)]
     return problems
 

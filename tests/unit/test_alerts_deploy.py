@@ -10,6 +10,7 @@ import pytest
 from checks.config import ALERT_UNITS
 from settings import Settings, parse
 from tasks import alerts, paths
+from tasks.secret_files import SecretError
 
 
 def test_units_are_the_ones_that_the_checks_start() -> None:
@@ -59,7 +60,7 @@ def test_a_file_that_cannot_be_used_is_said_without_its_content(
     file = tmp_path / "webhook"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(alerts.WebhookError, match=words) as caught:
+    with pytest.raises(SecretError, match=words) as caught:
         alerts.operators_webhook(Settings(alert_webhook_file=str(file)))
     assert "T0P" not in str(caught.value)
 

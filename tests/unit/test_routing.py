@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from settings import Settings, parse
-from tasks.cloud_key import CloudKeyError, environment_file, operators_key
+from tasks.cloud_key import environment_file, operators_key
 from tasks.planning import Status, key_findings
 from tasks.routing import Route, cloud_address, model_list, request_metrics, rules
+from tasks.secret_files import SecretError
 
 URL = "https://api.example.com/v1"
 CLOUD = Settings(cloud_url=URL, cloud_models=("large",))
@@ -94,12 +95,12 @@ def test_the_key_comes_from_the_file_or_else_the_environment(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("key", ["", "two words", "sk-1\nEXTRA=1", 'quo"te', "dollar$", "naïve"])
 def test_a_key_that_is_none_is_refused_without_being_shown(key: str, tmp_path: Path) -> None:
-    with pytest.raises(CloudKeyError) as refused:
+    with pytest.raises(SecretError) as refused:
         operators_key(CLOUD, {"LOCAL_LLM_CLOUD_KEY": key})
     assert str(refused.value).startswith("the environment variable LOCAL_LLM_CLOUD_KEY: allowed: ")
     assert not key or key not in str(refused.value)
     missing = CLOUD.model_copy(update={"cloud_key_file": str(tmp_path / "missing")})
-    with pytest.raises(CloudKeyError, match="cannot be read: No such file"):
+    with pytest.raises(SecretError, match="cannot be read: No such file"):
         operators_key(missing, {})
 
 
