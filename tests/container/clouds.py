@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from sandbox.cloud import CLOUD_KEY, CLOUD_MODELS, CLOUD_NAME, Cloud
@@ -23,6 +25,18 @@ def with_cloud(machine: Machine, cloud: Cloud, **settings: object) -> Machine:
     }
     environment = {**machine.environment, "LOCAL_LLM_CLOUD_KEY": CLOUD_KEY}
     return replace(machine, settings={**machine.settings, **of_cloud, **settings}, environment=environment)
+
+
+@contextmanager
+def reachable(machine: Machine, cloud: Cloud) -> Iterator[None]:
+    """The cloud's name resolves and its authority is trusted; afterwards the machine is deployed as it was before."""
+    try:
+        trust(machine, cloud)
+        start_resolver(machine, cloud)
+        yield
+    finally:
+        forget(machine)
+        assert machine.deploy().succeeded
 
 
 def trust(machine: Machine, cloud: Cloud) -> None:

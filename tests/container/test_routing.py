@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sandbox.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault
-from tests.container.clouds import forget, start_resolver, stop_resolver, trust, with_cloud
+from tests.container.clouds import reachable, start_resolver, stop_resolver, with_cloud
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually
 
@@ -115,16 +115,11 @@ def cloud() -> Iterator[Cloud]:
 @pytest.fixture(scope="module")
 def clouded(deployed: Machine, cloud: Cloud) -> Iterator[Machine]:
     """The machine, deployed with the cloud; afterwards deployed without it."""
-    trust(deployed, cloud)
-    start_resolver(deployed, cloud)
     machine = with_cloud(deployed, cloud)
-    try:
+    with reachable(deployed, cloud):
         run = machine.deploy()
         assert run.succeeded, run.output
         yield machine
-    finally:
-        forget(deployed)
-        assert deployed.deploy().succeeded
     assert deployed.sh("ls /etc/local-llm/secrets") == ""
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from sandbox.cloud import Cloud
 from sandbox.host import free_port
-from tests.container.clouds import forget, start_resolver, trust, with_cloud
+from tests.container.clouds import reachable, with_cloud
 from tests.container.machine import Machine, eventually
 
 REQUESTS = 10_000
@@ -119,9 +119,7 @@ def generated(random: Random) -> Request:
 @pytest.fixture(scope="module")
 def gateway(deployed: Machine) -> Iterator[http.client.HTTPConnection]:
     """A kept connection to the gateway of the machine with a cloud, through an SSH tunnel, as an operator would."""
-    with Cloud() as cloud:
-        trust(deployed, cloud)
-        start_resolver(deployed, cloud)
+    with Cloud() as cloud, reachable(deployed, cloud):
         run = with_cloud(deployed, cloud).deploy()
         assert run.succeeded, run.output
         port = free_port()
@@ -135,8 +133,6 @@ def gateway(deployed: Machine) -> Iterator[http.client.HTTPConnection]:
         finally:
             process.terminate()
             process.wait(timeout=20)
-            forget(deployed)
-            assert deployed.deploy().succeeded
 
 
 def _listens(port: int) -> bool:
