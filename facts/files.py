@@ -20,15 +20,20 @@ class FileState:
     group: str
 
 
+def _each(paths: Sequence[str], read: str) -> str:
+    """A line for each file that exists and is no link: mode, owner, group, what `read` prints of it, path."""
+    return (
+        f"for f in {' '.join(map(shlex.quote, paths))}; do "
+        'if [ -f "$f" ] && [ ! -L "$f" ]; then '
+        f'echo "$(stat -c "%a %U %G" "$f") $({read}) $f"; fi; done'
+    )
+
+
 class FileContents(FactBase[dict[str, FileState]]):
     """State of each given file that exists, by path. Links count as absent: they are replaced by real files."""
 
     def command(self, paths: Sequence[str]) -> str:
-        return (
-            f"for f in {' '.join(map(shlex.quote, paths))}; do "
-            'if [ -f "$f" ] && [ ! -L "$f" ]; then '
-            'echo "$(stat -c "%a %U %G" "$f") $(base64 -w0 "$f") $f"; fi; done'
-        )
+        return _each(paths, 'base64 -w0 "$f"')
 
     @staticmethod
     def default() -> dict[str, FileState]:
@@ -52,11 +57,7 @@ class FileDigests(FactBase[dict[str, FileDigest]]):
     """Digest, owner and mode of each given file that exists, by path; never its content."""
 
     def command(self, paths: Sequence[str]) -> str:
-        return (
-            f"for f in {' '.join(map(shlex.quote, paths))}; do "
-            'if [ -f "$f" ] && [ ! -L "$f" ]; then '
-            'echo "$(stat -c "%a %U %G" "$f") $(sha256sum < "$f" | cut -d" " -f1) $f"; fi; done'
-        )
+        return _each(paths, 'sha256sum < "$f" | cut -d" " -f1')
 
     @staticmethod
     def default() -> dict[str, FileDigest]:
