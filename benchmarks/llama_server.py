@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -22,6 +23,7 @@ from operations.llama_cpp import Release
 from sandbox.common import SandboxError, last_lines
 from sandbox.host import free_port
 from settings import Settings
+from tasks import paths
 from tasks.preflight import Target
 from tasks.service import environment_file
 
@@ -116,6 +118,24 @@ def newest_binary(folder: Path) -> Path:
     if not found:
         raise SandboxError(f"There is no bin/llama-server below {folder}. Name one with --binary.")
     return found[-1]
+
+
+def add_binary_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which llama-server is measured; `chosen_binary` reads them."""
+    parser.add_argument("--binary", type=Path, metavar="FILE", help="llama-server (default: the newest release)")
+    parser.add_argument(
+        "--releases",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(paths.ROOT),
+        help="where the newest bin/llama-server is looked for (default: %(default)s)",
+    )
+
+
+def chosen_binary(options: argparse.Namespace) -> Path:
+    """The llama-server that was named, else the newest. Raises SandboxError when there is none."""
+    binary: Path | None = options.binary
+    return binary or newest_binary(options.releases)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from benchmarks.llama_server import (
     Answer,
     Memory,
     Server,
+    add_binary_options,
+    chosen_binary,
     deployed_environment,
-    newest_binary,
     random_prompt,
     running,
     size_note,
@@ -30,7 +31,6 @@ from benchmarks.llama_server import (
 from benchmarks.synthetic_model import ensure_model
 from sandbox.common import SandboxError, fail
 from settings import parse
-from tasks import paths
 
 PEER = "llama-server's own defaults"
 VARIANTS = ("", "context_tokens=2048")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure the peer and every variant; print the table."""
     options = _parser().parse_args(argv)
     try:
-        binary = options.binary or newest_binary(options.releases)
+        binary = chosen_binary(options)
         progress("Model")
         model = ensure_model(cache_folder() / "qwen2.5-1.5b-q4_k_m-synthetic.gguf")
         environments = {PEER: dict[str, str]()} if options.peer else {}
@@ -151,14 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: --variant '' --variant kv_cache_type=q8_0 --variant 'parallel=2 LLAMA_ARG_UBATCH=128'",
     )
-    parser.add_argument("--binary", type=Path, metavar="FILE", help="llama-server (default: the newest release)")
-    parser.add_argument(
-        "--releases",
-        type=Path,
-        metavar="FOLDER",
-        default=Path(paths.ROOT),
-        help="where the newest bin/llama-server is looked for (default: %(default)s)",
-    )
+    add_binary_options(parser)
     parser.add_argument(
         "--variant",
         dest="variants",

@@ -25,12 +25,11 @@ import gguf
 import numpy as np
 
 from benchmarks.common import cache_folder, print_report
-from benchmarks.llama_server import Server, deployed_environment, newest_binary, running
+from benchmarks.llama_server import Server, add_binary_options, chosen_binary, deployed_environment, running
 from sandbox.common import SandboxError, cache_dir, fail, run
 from sandbox.source import llama_cpp_repository
 from sandbox.tiny_model import CHAT_TEMPLATE, END_OF_TEXT, MESSAGE_END
 from settings import Settings
-from tasks import paths
 
 VOCABULARY_FILE = "models/ggml-vocab-qwen2.gguf"
 CONTEXT_TOKENS = 32_768
@@ -113,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         texts = source_texts() | {name: read_text(path) for name, path in options.texts}
         bodies = {name: read_text(path).encode() for name, path in options.bodies}
-        binary = options.binary or newest_binary(options.releases)
+        binary = chosen_binary(options)
         model = ensure_vocabulary_model(cache_folder() / "qwen2-vocabulary.gguf")
         with serving(binary, model) as server:
             plain = {name: Sample(len(text.encode()), tokens_of_text(server, text)) for name, text in texts.items()}
@@ -370,14 +369,7 @@ def _named_file(text: str) -> tuple[str, Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.token_estimate", description=__doc__)
-    parser.add_argument("--binary", type=Path, metavar="FILE", help="llama-server (default: the newest release)")
-    parser.add_argument(
-        "--releases",
-        type=Path,
-        metavar="FOLDER",
-        default=Path(paths.ROOT),
-        help="where the newest bin/llama-server is looked for (default: %(default)s)",
-    )
+    add_binary_options(parser)
     parser.add_argument(
         "--text",
         dest="texts",
