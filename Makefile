@@ -30,9 +30,10 @@ demo: venv ## deploy to a container that is like a VPS, check it, ask it a quest
 demo-down: venv ## remove the demo's container and its helper process
 	@$(BIN)/python -m sandbox down
 
-test: venv ## all tests, those in containers included
+test: venv ## all tests, those in containers included, on two distributions side by side
 	@$(BIN)/python -m sandbox.engine
-	$(BIN)/pytest
+	@echo "On 2 cores this takes about half an hour, and longer the first time: llama.cpp is compiled twice."
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 test-openclaw: venv ## the tests with the real OpenClaw, from npm: some ten minutes more
 	@$(BIN)/python -m sandbox.engine

@@ -1,10 +1,12 @@
 """What the sandbox's modules share: the error type, the cache folder, running a command, printing a step."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,14 @@ def cache_dir() -> Path:
     folder = Path(base) / "local-llm-sandbox"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def only_one(what: str) -> Iterator[None]:
+    """Hold the lock of that name: of several processes one makes a thing, the others wait and find it made."""
+    with (cache_dir() / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def say(text: str) -> None:

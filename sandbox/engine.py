@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from sandbox.common import SandboxError, cache_dir, fail, last_lines, run, say
+from sandbox.common import SandboxError, cache_dir, fail, last_lines, only_one, run, say
 
 START_TIMEOUT_SECONDS = 60
 INFO_TIMEOUT_SECONDS = 20
@@ -37,9 +37,13 @@ def ensure_engine() -> None:
     Installs and starts one only as root on Debian or Ubuntu. Raises SandboxError with the way to install
     Docker elsewhere.
     """
-    problem = engine_problem()
-    if problem is None:
-        return
+    with only_one("engine"):
+        problem = engine_problem()
+        if problem is not None:
+            _set_up_engine(problem)
+
+
+def _set_up_engine(problem: str) -> None:
     if not is_root_on_debian():
         raise SandboxError(
             f"Docker does not answer ({problem}). Install and start it (https://docs.docker.com/engine/install/), "
@@ -74,7 +78,6 @@ def install_packages(packages: list[str]) -> None:
     """apt-get install, without recommended packages."""
     say(f"  Installing {', '.join(packages)} with apt-get.")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "-q"], timeout_seconds=600, env=env)
     argv = [
         "apt-get",
         "install",
@@ -85,7 +88,9 @@ def install_packages(packages: list[str]) -> None:
         "DPkg::Lock::Timeout=300",
         *packages,
     ]
-    run(argv, timeout_seconds=1200, env=env)
+    with only_one("apt-get"):
+        run(["apt-get", "update", "-q"], timeout_seconds=600, env=env)
+        run(argv, timeout_seconds=1200, env=env)
 
 
 def docker_packages() -> list[str]:

@@ -23,7 +23,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, run
+from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, only_one, run
 from sandbox.image import base_image
 
 SSH_USER = "deployer"
@@ -52,14 +52,15 @@ def ssh_key_pair() -> tuple[Path, str]:
     """The private key's path and the public key's line; made once for all sandbox machines of this user."""
     path = cache_dir() / "id_ed25519"
     public_path = path.with_suffix(".pub")
-    if not public_path.exists():
-        key = Ed25519PrivateKey.generate()
-        temporary = path.with_name(f"id_ed25519.{uuid.uuid4().hex[:8]}")
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        temporary.replace(path)
-        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        public_path.write_text(f"{public.decode()} local-llm-sandbox\n")
+    with only_one("key"):
+        if not public_path.exists():
+            key = Ed25519PrivateKey.generate()
+            temporary = path.with_name(f"id_ed25519.{uuid.uuid4().hex[:8]}")
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+            temporary.replace(path)
+            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            public_path.write_text(f"{public.decode()} local-llm-sandbox\n")
     return path, public_path.read_text().strip()
 
 

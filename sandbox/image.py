@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, run, say, stream
+from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, only_one, run, say, stream
 from sandbox.engine import ensure_debootstrap
 
 REGISTRY_TIMEOUT_SECONDS = 15
@@ -62,11 +62,11 @@ def base_image(name: str) -> str:
     if distribution is None:
         raise SandboxError(f"Unknown image {name!r}. Known: {', '.join(DISTRIBUTIONS)}.")
     tag = image_tag(distribution)
-    if _image_exists(tag):
-        return tag
-    say(f"  Making the image {tag}: a minute or two, needed once (logs: {cache_dir()}).")
-    root = _debootstrap_root(distribution) if _is_debootstrapped(distribution) else _registry_root(distribution)
-    _provision(root, tag)
+    with only_one("images"):
+        if not _image_exists(tag):
+            say(f"  Making the image {tag}: a minute or two, needed once (logs: {cache_dir()}).")
+            root = _debootstrap_root(distribution) if _is_debootstrapped(distribution) else _registry_root(distribution)
+            _provision(root, tag)
     return tag
 
 

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from sandbox.common import SandboxError, run
+from sandbox.common import SandboxError, only_one, run
 
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
 SDIST_VERSION = "0.3.36"
@@ -28,8 +28,14 @@ def llama_cpp_repository(cache: Path) -> tuple[Path, str]:
     Raises SandboxError when git or the download fails.
     """
     repository = cache / "llama.cpp.git"
-    if _has_commit(repository):
-        return repository, COMMIT
+    with only_one("llama.cpp"):
+        if not _has_commit(repository):
+            _make_repository(repository)
+    return repository, COMMIT
+
+
+def _make_repository(repository: Path) -> None:
+    cache = repository.parent
     with tempfile.TemporaryDirectory(dir=cache, prefix="llama.cpp-") as folder:
         sdist = _download_sdist(Path(folder))
         made = Path(folder) / "llama.cpp.git"
@@ -43,7 +49,6 @@ def llama_cpp_repository(cache: Path) -> tuple[Path, str]:
         run([*git, "config", "uploadpack.allowReachableSHA1InWant", "true"])
         shutil.rmtree(repository, ignore_errors=True)
         made.rename(repository)
-    return repository, COMMIT
 
 
 def _has_commit(repository: Path) -> bool:

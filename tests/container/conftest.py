@@ -25,8 +25,12 @@ OTHER_ANSWER = "Another model speaks now: small, but different."
 SSH_SECOND_PORT = 2222
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist must find the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long."""
+    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long.
+
+    The tests of one distribution share its machine, so they are one group for pytest-xdist.
+    """
     others = [
         item
         for item in items
@@ -34,6 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+    for item in items:
+        image = _image_of(item)
+        if image is not None:
+            item.add_marker(pytest.mark.xdist_group(image))
 
 
 def _image_of(item: pytest.Item) -> str | None:
