@@ -25,12 +25,8 @@ OTHER_ANSWER = "Another model speaks now: small, but different."
 SSH_SECOND_PORT = 2222
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist must find the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long.
-
-    The tests of one distribution share its machine, so they are one group for pytest-xdist.
-    """
+    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long."""
     others = [
         item
         for item in items
@@ -38,10 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
-    for item in items:
-        image = _image_of(item)
-        if image is not None:
-            item.add_marker(pytest.mark.xdist_group(image))
 
 
 def _image_of(item: pytest.Item) -> str | None:
@@ -81,7 +73,8 @@ def no_faults(source: Source) -> Iterator[None]:
     source.hub.clear()
 
 
-@pytest.fixture(scope="session", params=IMAGES)
+# The tests of one distribution share its machine, so pytest-xdist gives all of them to one worker.
+@pytest.fixture(scope="session", params=[pytest.param(image, marks=pytest.mark.xdist_group(image)) for image in IMAGES])
 def bare(request: pytest.FixtureRequest, source: Source) -> Iterator[Machine]:
     """A machine as a provider hands it over."""
     with SandboxHost(request.param, extra_ports=[SSH_SECOND_PORT]) as host:
