@@ -12,6 +12,7 @@ from tasks import (
     preflight,
     prometheus,
     service,
+    swap,
     verification,
 )
 from tasks.hosts import become_root, load_settings
@@ -23,6 +24,7 @@ target = preflight.inspect(settings, login)
 preflight.check(target=target)
 packages.install(settings=settings)
 accounts.prepare(settings=settings)
+swap.make(settings=settings)
 llama_cpp.build(target=target)
 model.download(target=target)
 service.run(target=target)

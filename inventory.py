@@ -14,7 +14,10 @@ import sys
 
 hosts: list[str | tuple[str, dict[str, object]]] = []
 
-if not hosts:
+# The same, with the settings of group_data/optimised.py as well: a larger model, swap and Prometheus.
+optimised: list[str | tuple[str, dict[str, object]]] = []
+
+if not hosts and not optimised:
     sys.exit(
         f"No host is configured: add yours to `hosts` in {__file__}, or run `pyinfra @local deploy.py` on the VPS."
     )

@@ -550,6 +550,14 @@ class Settings(BaseModel):
     )
 
     # Host
+    swap_file_mib: int = setting(
+        0,
+        "Size of a swap file, /var/swap/local-llm, so that idle programs give way before one is killed; model and "
+        "gateway never swap. 0: none.",
+        unit="MiB",
+        ge=0,
+        le=65_536,
+    )
     apt_lock_timeout_seconds: int = setting(
         600, "How long to wait while another process (unattended-upgrades on a new VPS) installs packages.",
         unit="s", ge=0, le=7_200,

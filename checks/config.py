@@ -22,6 +22,7 @@ HEALTH_LOCK = "/run/lock/local-llm-health.lock"
 METRICS_LOG = "/var/log/llm-metrics.log"
 METRICS_LOCK = "/run/lock/local-llm-metrics.lock"
 STATE = "/var/lib/local-llm"
+SWAP_FILE = "/var/swap/local-llm"
 SAMPLES = "/var/lib/local-llm/samples.db"
 TEXTFILE_FALLBACK = "/var/lib/local-llm/metrics"
 DEPLOY_LOCK = "/run/lock/local-llm-deploy.lock"
@@ -128,6 +129,7 @@ class Config:
     context_tokens: int
     memory_max_mib: int
     memory_goal_mib: int
+    swap_file_mib: int
     response_limit_seconds: float
     uptime_goal_percent: float
     utility_goal_percent: float
@@ -290,6 +292,7 @@ def _config(data: _Section) -> Config:
         context_tokens=data.integer("context_tokens"),
         memory_max_mib=data.integer("memory_max_mib"),
         memory_goal_mib=data.integer("memory_goal_mib"),
+        swap_file_mib=data.integer("swap_file_mib", minimum=0),
         response_limit_seconds=data.number("response_limit_seconds"),
         uptime_goal_percent=data.number("uptime_goal_percent"),
         utility_goal_percent=data.number("utility_goal_percent"),

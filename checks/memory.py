@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from checks import cgroup, journal
+from checks.config import SWAP_FILE
 from checks.host import MIB
 from checks.result import Result, Status, judge
 
@@ -118,6 +119,23 @@ def oom(config: Config, host: Host) -> Iterator[Result]:
         "The kernel stops the service when it reaches its memory limit; requests in flight are lost. "
         f"When: journalctl -u {unit.name} --since -{days}d | grep -iE 'oom|kill'; a smaller context helps",
         otherwise=Status.FAIL if kills and (unit.restarts or memory.oom_kills) else Status.WARN,
+    )
+
+
+def swap(config: Config, host: Host) -> Iterator[Result]:
+    """The swap file that was asked for is in use."""
+    if not config.swap_file_mib:
+        return
+    lines = [line.split() for line in host.read("/proc/swaps").splitlines()]
+    # The kernel counts in KiB, without the file's first page.
+    sizes_mib = [round(int(fields[2]) / 1024) for fields in lines if fields[0] == SWAP_FILE]
+    yield judge(
+        "swap file",
+        sizes_mib == [config.swap_file_mib],
+        f"{sizes_mib[0]} MiB" if sizes_mib else "not in use",
+        f"{config.swap_file_mib} MiB",
+        f"Other programs of the host have less room than planned. Use it: sudo swapon {SWAP_FILE}; or deploy again",
+        otherwise=Status.WARN,
     )
 
 

@@ -25,7 +25,7 @@ GROUPS: Mapping[str, Sequence[Check]] = {
         service.model_file,
         service.running_model,
     ),
-    "memory": (memory.resident, memory.accounted, memory.oom),
+    "memory": (memory.resident, memory.accounted, memory.oom, memory.swap),
     "security": (
         security.listeners,
         security.service_network,

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from docker.types import Mount
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
@@ -69,7 +70,8 @@ class SandboxHost:
     running.
 
     `image` is a name known to `base_image`, `role` the label's value (`demo` or `test`), `extra_ports`
-    further TCP ports of the container to publish on 127.0.0.1 (see `host_port`). `ccache` keeps compiled
+    further TCP ports of the container to publish on 127.0.0.1 (see `host_port`), `volumes` folders that lie on the
+    engine's own disk instead of its layers. `ccache` keeps compiled
     objects in a volume between machines of the same image; None means yes unless the environment has
     LOCAL_LLM_SANDBOX_CCACHE=0.
     """
@@ -81,6 +83,7 @@ class SandboxHost:
         name: str | None = None,
         role: str = "test",
         extra_ports: Sequence[int] = (),
+        volumes: Sequence[str] = (),
         ccache: bool | None = None,
     ) -> None:
         self.image = image
@@ -89,6 +92,7 @@ class SandboxHost:
         self.ssh_user = SSH_USER
         self.ssh_key, self._public_key = ssh_key_pair()
         self._ccache = os.environ.get("LOCAL_LLM_SANDBOX_CCACHE", "1") != "0" if ccache is None else ccache
+        self._volumes = tuple(volumes)
         self._ports = dict.fromkeys((SSH_CONTAINER_PORT, *extra_ports), 0)
         # The Docker SDK is untyped.
         self._container: Any = None
@@ -165,6 +169,7 @@ class SandboxHost:
                 # below the host's mount (moby/moby#42275).
                 cgroupns="host",
                 stop_signal="SIGRTMIN+3",
+                mounts=[Mount(folder, source=None) for folder in self._volumes],
             )
         )
         container.with_volume_mapping("/sys/fs/cgroup", "/sys/fs/cgroup", "rw")

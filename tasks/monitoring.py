@@ -72,6 +72,7 @@ def checks_configuration(target: Target) -> ManagedFile:
         "context_tokens": settings.context_tokens,
         "memory_max_mib": settings.memory_max_mib,
         "memory_goal_mib": settings.memory_goal_mib,
+        "swap_file_mib": settings.swap_file_mib,
         "response_limit_seconds": settings.response_limit_seconds,
         **alerts.thresholds(settings),
         "utility_goal_percent": settings.utility_goal_percent,

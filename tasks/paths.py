@@ -15,6 +15,7 @@ GATEWAY_RUNTIME = "/run/local-llm-gateway"
 GATEWAY_ADMIN_SOCKET = f"{GATEWAY_RUNTIME}/admin.sock"
 SECRETS = f"{CONFIGURATION}/secrets"
 CLOUD_KEY = f"{SECRETS}/cloud.env"
+SWAP_FILE = "/var/swap/local-llm"
 HEALTH_LOG = "/var/log/llm-health.log"
 METRICS_LOG = "/var/log/llm-metrics.log"
 

@@ -8,6 +8,7 @@ from enum import Enum
 
 from facts.machine import LoginState, MachineState
 from facts.prometheus import PrometheusState
+from facts.swap import SwapState
 from settings import Model, Settings
 
 MIB = 1024**2
@@ -27,6 +28,8 @@ PACKAGES_DISK_MIB = 500
 """Measured: 469 MB on a bare Debian 13."""
 PROMETHEUS_DISK_MIB = 450
 """Its packages, with their archives while they are installed. Measured: 422 on Debian 13."""
+SWAP_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")
+"""Where a file written in full can be swapped to; btrfs and ZFS copy what they overwrite, overlays have no blocks."""
 ALERTMANAGER_MIB = 64
 """Memory limit of Alertmanager (measured by benchmarks/prometheus_memory.py)."""
 NODE_EXPORTER_MIB = 48
@@ -102,16 +105,21 @@ def compute_threads(settings: Settings, machine: MachineState) -> int:
 
 
 def disk_needs(
-    settings: Settings, release_exists: bool, model_exists: bool, prometheus_exists: bool = False
+    settings: Settings,
+    release_exists: bool,
+    model_exists: bool,
+    prometheus_exists: bool = False,
+    swap_file_exists: bool = False,
 ) -> dict[str, int]:
     """MiB that the deploy will write below each of the directories it writes to."""
     adds_prometheus = settings.prometheus and not prometheus_exists
     samples_mib = settings.prometheus_storage_mib if adds_prometheus else 0
+    swap_mib = 0 if swap_file_exists else settings.swap_file_mib
     model: Model = settings.selected_model
     return {
         "/opt": (0 if model_exists else round(model.size_bytes / MIB)) + 100,
         "/usr": (20 if release_exists else PACKAGES_DISK_MIB) + (PROMETHEUS_DISK_MIB if adds_prometheus else 0),
-        "/var": (100 if release_exists else BUILD_DISK_MIB) + samples_mib,
+        "/var": (100 if release_exists else BUILD_DISK_MIB) + samples_mib + swap_mib,
     }
 
 
@@ -154,6 +162,16 @@ def prometheus_findings(settings: Settings, machine: MachineState, state: Promet
     )  # fmt: skip
     for name in ("prometheus_port", "alertmanager_port", "node_exporter_port"):
         yield _port(name, getattr(settings, name), machine, state.pids)
+
+
+def swap_findings(settings: Settings, state: SwapState) -> Iterator[Finding]:
+    """Whether a swap file can lie where ours would."""
+    if settings.swap_file_mib:
+        yield _finding(
+            "swap file", state.file_system in SWAP_FILE_SYSTEMS, state.file_system,
+            "/var on a file system that takes swap files: ext4, xfs",
+            "set swap_file_mib = 0, and make a swap partition or volume in this host's own way",
+        )  # fmt: skip
 
 
 def _finding(name: str, good: bool, found: str, needed: str, remedy: str, bad: Status = Status.FAIL) -> Finding:

@@ -13,12 +13,14 @@ from facts.llama_cpp import Releases
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
 from facts.prometheus import Prometheus, PrometheusState
+from facts.swap import SwapFile
 from operations import lock, preflight
 from operations.llama_cpp import Release
+from operations.swap import MIB
 from settings import Settings
 from tasks import openclaw, paths
 from tasks.cloud_key import operators_key
-from tasks.planning import Finding, Status, disk_needs, findings, key_findings, prometheus_findings
+from tasks.planning import Finding, Status, disk_needs, findings, key_findings, prometheus_findings, swap_findings
 from tasks.tables import show
 
 
@@ -52,11 +54,19 @@ def inspect(settings: Settings, login: LoginState) -> Target:
         file.sha256 == settings.selected_model.sha256 for file in host.get_fact(ModelFiles, directory=paths.MODELS)
     )
     prometheus = _prometheus(settings)
-    disk_mib = disk_needs(settings, release_exists, model_exists, prometheus_exists=bool(prometheus.pids))
+    swap = host.get_fact(SwapFile, path=paths.SWAP_FILE)
+    disk_mib = disk_needs(
+        settings,
+        release_exists,
+        model_exists,
+        prometheus_exists=bool(prometheus.pids),
+        swap_file_exists=swap.size_bytes == settings.swap_file_mib * MIB,
+    )
     results = (
         *findings(settings, login, machine, disk_mib),
         *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
         *prometheus_findings(settings, machine, prometheus),
+        *swap_findings(settings, swap),
         *openclaw.findings(settings),
     )
     show(

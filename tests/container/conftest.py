@@ -23,6 +23,7 @@ from tests.container.machine import Machine, Source
 IMAGES = tuple(os.environ.get("LOCAL_LLM_TEST_IMAGES", "debian12,debian13").split(","))
 OTHER_ANSWER = "Another model speaks now: small, but different."
 SSH_SECOND_PORT = 2222
+SWAP_FOLDER = "/var/swap"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,7 +78,7 @@ def no_faults(source: Source) -> Iterator[None]:
 @pytest.fixture(scope="session", params=[pytest.param(image, marks=pytest.mark.xdist_group(image)) for image in IMAGES])
 def bare(request: pytest.FixtureRequest, source: Source) -> Iterator[Machine]:
     """A machine as a provider hands it over."""
-    with SandboxHost(request.param, extra_ports=[SSH_SECOND_PORT]) as host:
+    with SandboxHost(request.param, extra_ports=[SSH_SECOND_PORT], volumes=[SWAP_FOLDER]) as host:
         yield Machine(host, source)
 
 

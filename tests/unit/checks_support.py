@@ -46,6 +46,7 @@ CONFIG: Mapping[str, Any] = {
     "context_tokens": 16384,
     "memory_max_mib": 3072,
     "memory_goal_mib": 2560,
+    "swap_file_mib": 0,
     "response_limit_seconds": 5.0,
     "uptime_goal_percent": 99.0,
     "utility_goal_percent": 90.0,

@@ -148,3 +148,23 @@ def test_a_journal_that_cannot_be_read_is_no_good_news(config: Config, host: Fak
     host.commands["journalctl"] = Command(1, "", "Failed to open journal: input/output error")
     with pytest.raises(OSError, match="journalctl does not answer"):
         list(memory.oom(config, host))
+
+
+@pytest.mark.parametrize(
+    ("swaps", "value", "status"),
+    [
+        ("/var/swap/local-llm file 4194300 0 -2\n", "4096 MiB", Status.PASS),
+        ("/var/swap/local-llm file 1048572 0 -2\n", "1024 MiB", Status.WARN),
+        ("/dev/vdb partition 4194300 0 -2\n", "not in use", Status.WARN),
+        ("", "not in use", Status.WARN),
+    ],
+)
+def test_the_swap_file_is_in_use(tmp_path: Path, host: FakeHost, swaps: str, value: str, status: Status) -> None:
+    host.put("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n" + swaps)
+    found = results(memory.swap, make_config(tmp_path, swap_file_mib=4096), host)["swap file"]
+    assert (found.value, found.status) == (value, status)
+    assert ("swapon /var/swap/local-llm" in found.remedy) == (status is not Status.PASS)
+
+
+def test_no_swap_file_is_no_check(config: Config, host: FakeHost) -> None:
+    assert not results(memory.swap, config, host)

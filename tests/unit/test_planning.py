@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from facts.machine import Disk, LoginState, MachineState
+from facts.swap import SwapState
+from group_data import optimised
 from operations.llama_cpp import build_jobs
-from settings import Settings
-from tasks.planning import Finding, Status, compute_threads, disk_needs, findings, memory_plan, ssh_ports
+from settings import Settings, parse
+from tasks.planning import Finding, Status, compute_threads, disk_needs, findings, memory_plan, ssh_ports, swap_findings
 
 LOGIN = LoginState(user="ubuntu", is_root=False, sudo_without_password=True, ssh_port=22)
 VPS = MachineState(
@@ -122,3 +124,23 @@ def test_threads_are_cores_that_the_quota_pays_for(cores: int, quota: int, threa
 )
 def test_compiler_processes_fit_into_memory(cores: int, memory: int, asked: int | None, jobs: int) -> None:
     assert build_jobs(cores, memory, asked) == jobs
+
+
+def test_a_swap_file_needs_its_size_once_and_a_file_system_that_takes_it() -> None:
+    wanted = Settings(swap_file_mib=4096)
+    without = disk_needs(Settings(), release_exists=True, model_exists=True)
+    before = disk_needs(wanted, release_exists=True, model_exists=True)
+    assert before["/var"] == without["/var"] + 4096
+    assert disk_needs(wanted, release_exists=True, model_exists=True, swap_file_exists=True) == without
+    for file_system, status in (("ext4", Status.PASS), ("xfs", Status.PASS), ("btrfs", Status.FAIL)):
+        (finding,) = swap_findings(wanted, SwapState(file_system=file_system))
+        assert (finding.status, file_system in finding.found) == (status, True)
+    assert not list(swap_findings(Settings(), SwapState(file_system="btrfs")))
+
+
+def test_the_optimised_group_fits_the_vps_that_was_asked_for_and_the_goal() -> None:
+    settings, problems = parse({name: value for name, value in vars(optimised).items() if not name.startswith("__")})
+    assert settings is not None, problems
+    assert (settings.model, settings.swap_file_mib, settings.prometheus) == ("qwen2.5-3b-instruct", 4096, True)
+    assert memory_plan(settings).peak <= settings.memory_goal_mib <= 2560
+    assert {finding.status for finding in judge(settings).values()} == {Status.PASS}

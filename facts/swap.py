@@ -1,0 +1,51 @@
+"""A swap file: what is on the disk, in use and in /etc/fstab, in one round trip."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from pyinfra.api import FactBase
+
+from facts.machine import parse_sections
+
+
+@dataclass(frozen=True)
+class SwapState:
+    """A swap file as it is. `size_bytes` is 0 where there is none; `file_system` is that of the nearest directory."""
+
+    size_bytes: int = 0
+    access: str = ""
+    in_use: bool = False
+    fstab: tuple[str, ...] = ()
+    file_system: str = "unknown"
+
+
+class SwapFile(FactBase[SwapState]):
+    """Size, `MODE OWNER GROUP` and use of a swap file, its lines in /etc/fstab, and the file system it is on."""
+
+    def command(self, path: str) -> str:
+        quoted = shlex.quote(path)
+        return (
+            f"file={quoted}; "
+            'echo @file; [ ! -f "$file" ] || stat -c "%s %a %U %G" "$file"; '
+            "echo @swaps; awk -v file=\"$file\" '$1 == file {print $1}' /proc/swaps; "
+            "echo @fstab; [ ! -f /etc/fstab ] || awk -v file=\"$file\" '$1 == file' /etc/fstab; "
+            'echo @system; while [ ! -d "$file" ]; do file=$(dirname "$file"); done; '
+            'df --output=fstype "$file" | tail -n 1'
+        )
+
+    @staticmethod
+    def default() -> SwapState:
+        return SwapState()
+
+    def process(self, output: list[str]) -> SwapState:
+        sections = parse_sections(output)
+        size, _, access = next(iter(sections.get("file", [])), "0").partition(" ")
+        return SwapState(
+            size_bytes=int(size),
+            access=access,
+            in_use=bool(sections.get("swaps")),
+            fstab=tuple(sections.get("fstab", [])),
+            file_system=next(iter(sections.get("system", [])), "unknown").strip(),
+        )

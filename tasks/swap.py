@@ -1,0 +1,19 @@
+"""A swap file, for what else runs on the host: the model and the gateway never swap."""
+
+from __future__ import annotations
+
+from pyinfra.api import deploy
+
+from operations import swap
+from settings import Settings
+from tasks import paths
+
+
+@deploy("Swap file")
+def make(settings: Settings) -> None:
+    """A swap file of `swap_file_mib`; with 0 an earlier one of ours goes."""
+    swap.swap_file(
+        name=f"Make a swap file of {settings.swap_file_mib} MiB" if settings.swap_file_mib else "Have no swap file",
+        path=paths.SWAP_FILE,
+        size_mib=settings.swap_file_mib,
+    )
