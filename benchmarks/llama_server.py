@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import UnixConnection
-from benchmarks.synthetic_model import MERGES, PUBLISHED_BYTES
+from benchmarks.synthetic_model import MERGES, Shape, ensure_model
 from facts.machine import LoginState, MachineState
 from operations.llama_cpp import Release
 from sandbox.common import SandboxError, last_lines
@@ -186,9 +186,8 @@ def _wait(server: Server) -> None:
         time.sleep(0.2)
 
 
-def size_note(model: Path) -> str:
+def size_note(shape: Shape) -> str:
     """How the model that was used compares with the published file."""
-    size = model.stat().st_size
-    return (
-        f"Model: synthetic, {size:,} bytes, {100 * (size / PUBLISHED_BYTES - 1):+.2f} % of the published file's size."
-    )
+    size = ensure_model(shape).stat().st_size
+    deviation = 100 * (size / shape.published_bytes - 1)
+    return f"Model: synthetic {shape.model}, {size:,} bytes, {deviation:+.2f} % of the published file's size."

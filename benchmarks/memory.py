@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cache_folder, print_report, progress, ratio
+from benchmarks.common import print_report, progress, ratio
 from benchmarks.llama_server import (
     Answer,
     Memory,
@@ -28,7 +28,7 @@ from benchmarks.llama_server import (
     running,
     size_note,
 )
-from benchmarks.synthetic_model import ensure_model
+from benchmarks.synthetic_model import DEFAULT, SHAPES, Shape, ensure_model
 from sandbox.common import SandboxError, fail
 from settings import parse
 
@@ -67,33 +67,33 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         binary = chosen_binary(options)
-        progress("Model")
-        model = ensure_model(cache_folder() / "qwen2.5-1.5b-q4_k_m-synthetic.gguf")
-        environments = {PEER: dict[str, str]()} if options.peer else {}
-        environments |= {
-            variant or "every default": variant_environment(variant) for variant in options.variants or VARIANTS
-        }
-        results = [measure(name, binary, model, added, fill=options.fill) for name, added in environments.items()]
+        wanted = {PEER: (DEFAULT, dict[str, str]())} if options.peer else {}
+        wanted |= {variant or "every default": parse_variant(variant) for variant in options.variants or VARIANTS}
+        results = [measure(name, binary, shape, added, fill=options.fill) for name, (shape, added) in wanted.items()]
     except SandboxError as error:
         return fail(error)
+    notes = " ".join(size_note(shape) for shape in dict.fromkeys(shape for shape, _ in wanted.values()))
     peer = results[0].served.highest if options.peer else 0
-    print_report(
-        "Memory", COLUMNS, [_row(result, peer) for result in results], f"{size_note(model)} MB are 10^6 bytes."
-    )
+    print_report("Memory", COLUMNS, [_row(result, peer) for result in results], f"{notes} MB are 10^6 bytes.")
     return 0
 
 
-def variant_environment(variant: str) -> dict[str, str]:
-    """The environment of one variant. Raises SandboxError when a setting is wrong."""
+def parse_variant(variant: str) -> tuple[Shape, dict[str, str]]:
+    """The model and the environment of one variant. Raises SandboxError when a setting is wrong."""
     chosen = dict(pair.split("=", 1) for pair in variant.split())
     settings, problems = parse({name: _value(text) for name, text in chosen.items() if name.islower()})
     if settings is None:
         raise SandboxError("; ".join(problems))
-    return deployed_environment(settings) | {name: text for name, text in chosen.items() if not name.islower()}
+    if settings.model not in SHAPES:
+        raise SandboxError(f"model = {settings.model!r}: allowed: {', '.join(SHAPES)}")
+    return SHAPES[settings.model], deployed_environment(settings) | {
+        name: text for name, text in chosen.items() if not name.islower()
+    }
 
 
-def measure(name: str, binary: Path, model: Path, environment: Mapping[str, str], *, fill: bool) -> Measured:
+def measure(name: str, binary: Path, shape: Shape, environment: Mapping[str, str], *, fill: bool) -> Measured:
     """Start the server, ask it, read its memory, stop it."""
+    model = ensure_model(shape)
     progress(f"{name}: starting")
     with (
         tempfile.TemporaryDirectory(prefix="local-llm-") as folder,

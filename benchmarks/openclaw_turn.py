@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import cache_folder, print_report, progress
 from benchmarks.llama_server import Server, deployed_environment, newest_binary, random_prompt, running, size_note
-from benchmarks.synthetic_model import ensure_model
+from benchmarks.synthetic_model import DEFAULT, ensure_model
 from benchmarks.token_estimate import ensure_vocabulary_model
 from sandbox.common import SandboxError, cache_dir, fail
 from sandbox.openclaw import OPENCLAW, openclaw_tree
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             progress(f"counting: {name}")
             tokens[name] = counted(tree, binary, arguments, slim=slim)
         seconds: dict[str, float] = {}
-        model = ensure_model(cache_folder() / "qwen2.5-1.5b-q4_k_m-synthetic.gguf")
+        model = ensure_model()
         if not options.tokens_only:
             with deployed(binary, model) as server:
                 for seed, (name, count) in enumerate(tokens.items()):
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         ("way", "prompt tokens", "times less", f"seconds with {ANSWER_TOKENS} answer tokens", "times less"),
         rows,
         f"OpenClaw {OPENCLAW}, a fresh installation, “{QUESTION}”. Nothing was cached.",
-        size_note(model),
+        size_note(DEFAULT),
     )
     return 0
 

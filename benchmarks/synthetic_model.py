@@ -1,30 +1,27 @@
-"""A GGUF file of the shape and size of Qwen2.5-1.5B-Instruct Q4_K_M, with random weights.
+"""GGUF files of the shape and size of the catalogue's models, Qwen2.5-Instruct Q4_K_M, with random weights.
 
-Memory and speed do not depend on the weights' values, so it measures like the published file without its download.
+Memory and speed do not depend on the weights' values, so it measures like the published files without their download.
 The types of the tensors are those that llama.cpp's quantizer gives them (src/llama-quant.cpp, Q4_K_M), with an output
-matrix of its own, as the published file has it.
+matrix of its own, as the published files have it.
 """
 
 from __future__ import annotations
 
 import itertools
 import string
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.common import cache_folder
 from sandbox.tiny_model import CHAT_TEMPLATE, END_OF_TEXT, MESSAGE_END, MESSAGE_START, byte_symbols
 from settings import CATALOGUE
 
-PUBLISHED_BYTES = CATALOGUE["qwen2.5-1.5b-instruct"].size_bytes
 SIZE_TOLERANCE = 0.02
 
-LAYERS = 28
-EMBEDDING = 1536
-FEED_FORWARD = 8960
-HEADS = 12
 KV_HEADS = 2
 CONTEXT_TOKENS = 32_768
 VOCABULARY = 151_936
@@ -36,25 +33,55 @@ BLOCK_WEIGHTS = 256
 Q4_K_BYTES = 144
 Q6_K_BYTES = 210
 
+
+@dataclass(frozen=True)
+class Shape:
+    """A model of the catalogue, by the numbers of its published configuration (config.json)."""
+
+    model: str
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+
+    @property
+    def published_bytes(self) -> int:
+        """Size of the file that a deploy downloads."""
+        return CATALOGUE[self.model].size_bytes
+
+    def has_more_bits(self, layer: int) -> bool:
+        """Whether Q4_K_M gives attn_v and ffn_down of this layer Q6_K: `use_more_bits` of llama.cpp's quantizer."""
+        eighth = self.layers // 8
+        return layer < eighth or layer >= 7 * self.layers // 8 or (layer - eighth) % 3 == 2
+
+
+SHAPES = {
+    shape.model: shape
+    for shape in (
+        Shape("qwen2.5-1.5b-instruct", layers=28, embedding=1_536, feed_forward=8_960, heads=12),
+        Shape("qwen2.5-3b-instruct", layers=36, embedding=2_048, feed_forward=11_008, heads=16),
+    )
+}
+DEFAULT = SHAPES["qwen2.5-1.5b-instruct"]
+
 Bytes = npt.NDArray[np.uint8]
 
 
-def ensure_model(path: Path) -> Path:
-    """Write the model unless it is there; whole at once. Raises ValueError when its size is not the published one's."""
+def ensure_model(shape: Shape = DEFAULT) -> Path:
+    """The model's file in the cache folder, made on first use; whole at once.
+
+    Raises ValueError when its size is not the published one's.
+    """
+    path = cache_folder() / f"{shape.model}-q4_k_m-synthetic.gguf"
     if path.exists():
         return path
     temporary = path.with_suffix(".part")
-    _write(temporary)
+    _write(temporary, shape)
     size = temporary.stat().st_size
-    if abs(size / PUBLISHED_BYTES - 1) > SIZE_TOLERANCE:
-        raise ValueError(f"the synthetic model has {size} bytes, the published one {PUBLISHED_BYTES}")
+    if abs(size / shape.published_bytes - 1) > SIZE_TOLERANCE:
+        raise ValueError(f"the synthetic model has {size} bytes, the published one {shape.published_bytes}")
     temporary.replace(path)
     return path
-
-
-def has_more_bits(layer: int) -> bool:
-    """Whether Q4_K_M gives attn_v and ffn_down of this layer Q6_K: `use_more_bits` of llama.cpp's quantizer."""
-    return layer < LAYERS // 8 or layer >= 7 * LAYERS // 8 or (layer - LAYERS // 8) % 3 == 2
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
@@ -69,31 +96,31 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return [*byte_symbols(), *words, *special, *unused], [f"{word[:-1]} {word[-1]}" for word in words]
 
 
-def tensors() -> list[tuple[str, int, int, gguf.GGMLQuantizationType | None]]:
+def tensors(shape: Shape) -> list[tuple[str, int, int, gguf.GGMLQuantizationType | None]]:
     """Name, rows (0: a vector), columns and type (None: f32) of every tensor."""
-    kv_width = EMBEDDING // HEADS * KV_HEADS
+    kv_width = shape.embedding // shape.heads * KV_HEADS
     found: list[tuple[str, int, int, gguf.GGMLQuantizationType | None]] = [
-        ("token_embd.weight", VOCABULARY, EMBEDDING, Q4_K),
-        ("output.weight", VOCABULARY, EMBEDDING, Q6_K),
-        ("output_norm.weight", 0, EMBEDDING, None),
+        ("token_embd.weight", VOCABULARY, shape.embedding, Q4_K),
+        ("output.weight", VOCABULARY, shape.embedding, Q6_K),
+        ("output_norm.weight", 0, shape.embedding, None),
     ]
-    for layer in range(LAYERS):
-        mixed = Q6_K if has_more_bits(layer) else Q4_K
+    for layer in range(shape.layers):
+        mixed = Q6_K if shape.has_more_bits(layer) else Q4_K
         found += [
             (f"blk.{layer}.{name}", rows, columns, kind)
             for name, rows, columns, kind in (
-                ("attn_norm.weight", 0, EMBEDDING, None),
-                ("attn_q.weight", EMBEDDING, EMBEDDING, Q4_K),
-                ("attn_q.bias", 0, EMBEDDING, None),
-                ("attn_k.weight", kv_width, EMBEDDING, Q4_K),
+                ("attn_norm.weight", 0, shape.embedding, None),
+                ("attn_q.weight", shape.embedding, shape.embedding, Q4_K),
+                ("attn_q.bias", 0, shape.embedding, None),
+                ("attn_k.weight", kv_width, shape.embedding, Q4_K),
                 ("attn_k.bias", 0, kv_width, None),
-                ("attn_v.weight", kv_width, EMBEDDING, mixed),
+                ("attn_v.weight", kv_width, shape.embedding, mixed),
                 ("attn_v.bias", 0, kv_width, None),
-                ("attn_output.weight", EMBEDDING, EMBEDDING, Q4_K),
-                ("ffn_norm.weight", 0, EMBEDDING, None),
-                ("ffn_gate.weight", FEED_FORWARD, EMBEDDING, Q4_K),
-                ("ffn_up.weight", FEED_FORWARD, EMBEDDING, Q4_K),
-                ("ffn_down.weight", EMBEDDING, FEED_FORWARD, mixed),
+                ("attn_output.weight", shape.embedding, shape.embedding, Q4_K),
+                ("ffn_norm.weight", 0, shape.embedding, None),
+                ("ffn_gate.weight", shape.feed_forward, shape.embedding, Q4_K),
+                ("ffn_up.weight", shape.feed_forward, shape.embedding, Q4_K),
+                ("ffn_down.weight", shape.embedding, shape.feed_forward, mixed),
             )
         ]
     return found
@@ -115,20 +142,20 @@ def random_blocks(random: np.random.Generator, rows: int, columns: int, kind: gg
     return data.reshape(rows, -1)
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, shape: Shape) -> None:
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_name("Synthetic Qwen2.5 1.5B")
+    writer.add_name(f"Synthetic {shape.model}")
     writer.add_context_length(CONTEXT_TOKENS)
-    writer.add_embedding_length(EMBEDDING)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
     _add_tokenizer(writer)
-    for name, rows, columns, kind in tensors():
+    for name, rows, columns, kind in tensors(shape):
         if kind is None:
             writer.add_tensor_info(name, (columns,), np.dtype(np.float32), 4 * columns)
         else:
@@ -138,7 +165,7 @@ def _write(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     random = np.random.default_rng(0)
-    for name, rows, columns, kind in tensors():
+    for name, rows, columns, kind in tensors(shape):
         if kind is not None:
             writer.write_tensor_data(random_blocks(random, rows, columns, kind))
         else:

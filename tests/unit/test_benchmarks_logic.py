@@ -63,15 +63,18 @@ def test_our_build_has_the_deploys_flags_without_its_compiler_cache() -> None:
 def test_every_variant_of_memory_starts_from_what_the_deploy_writes() -> None:
     plain = deployed_environment(Settings())
 
-    changed = memory.variant_environment("context_tokens=2048 LLAMA_ARG_UBATCH=128")
+    shape, changed = memory.parse_variant("context_tokens=2048 LLAMA_ARG_UBATCH=128")
 
     assert plain["LLAMA_ARG_CTX_SIZE"] == "16384"
+    assert shape == synthetic_model.DEFAULT
     assert changed == plain | {"LLAMA_ARG_CTX_SIZE": "2048", "LLAMA_ARG_UBATCH": "128"}
 
 
 def test_a_variant_with_a_wrong_setting_is_refused() -> None:
     with pytest.raises(SandboxError, match="context_tokens"):
-        memory.variant_environment("context_tokens=1")
+        memory.parse_variant("context_tokens=1")
+    larger, _ = memory.parse_variant("model=qwen2.5-3b-instruct")
+    assert larger == synthetic_model.SHAPES["qwen2.5-3b-instruct"]
 
 
 def test_prompts_of_different_seeds_share_no_beginning() -> None:
@@ -81,21 +84,22 @@ def test_prompts_of_different_seeds_share_no_beginning() -> None:
     assert random_prompt(5, 1) == random_prompt(5, 1)
 
 
-def test_synthetic_model_has_the_published_size_within_two_per_cent() -> None:
+@pytest.mark.parametrize("shape", synthetic_model.SHAPES.values(), ids=lambda shape: str(shape.model))
+def test_synthetic_models_have_the_published_size_within_two_per_cent(shape: synthetic_model.Shape) -> None:
     kinds = {synthetic_model.Q4_K: 144, synthetic_model.Q6_K: 210}
     weights = sum(
         rows * columns // 256 * kinds[kind] if kind is not None else 4 * columns
-        for _, rows, columns, kind in synthetic_model.tensors()
+        for _, rows, columns, kind in synthetic_model.tensors(shape)
     )
     tokens, merges = synthetic_model.vocabulary()
 
-    assert weights / synthetic_model.PUBLISHED_BYTES == pytest.approx(1, abs=synthetic_model.SIZE_TOLERANCE)
+    assert weights / shape.published_bytes == pytest.approx(1, abs=synthetic_model.SIZE_TOLERANCE)
     assert len(tokens) == len(set(tokens)) == 151_936
     assert len(merges) == len(set(merges)) == 151_387
 
 
 def test_q4_k_m_gives_more_bits_to_the_first_the_last_and_every_third_layer_between() -> None:
-    better = [layer for layer in range(28) if synthetic_model.has_more_bits(layer)]
+    better = [layer for layer in range(28) if synthetic_model.DEFAULT.has_more_bits(layer)]
 
     assert better == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]
 
