@@ -7,7 +7,7 @@
 
 A host's dictionary may hold any setting of docs/SETTINGS.md; group_data/all.py holds those of every host. A cloud's key
 belongs into neither.
-On the VPS itself no inventory is needed: `pyinfra @local deploy.py`.
+On the VPS itself no inventory is needed: `.venv/bin/pyinfra @local deploy.py`.
 """
 
 import sys
@@ -19,5 +19,6 @@ optimised: list[str | tuple[str, dict[str, object]]] = []
 
 if not hosts and not optimised:
     sys.exit(
-        f"No host is configured: add yours to `hosts` in {__file__}, or run `pyinfra @local deploy.py` on the VPS."
+        f"No host is configured: add yours to `hosts` in {__file__}, "
+        "or run `.venv/bin/pyinfra @local deploy.py` on the VPS."
     )

@@ -244,18 +244,26 @@ def _slack(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _others_can_change(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid != 0 or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def run_command(host: Host, command: str, message: dict[str, Any]) -> None:
     """Run the operator's program with the message as JSON on its standard input; raises DeliveryError.
 
-    Only a program that nobody but root can change is run as root.
+    Only a program that nobody but root can change, or put another in the place of, is run as root.
     """
-    path = host.path(command)
+    root = host.path("/").resolve()
     try:
-        found = path.stat()
+        path = host.path(command).resolve(strict=True)
+        way = [each for each in (path, *path.parents) if each.is_relative_to(root)]
+        changeable = [f"/{each.relative_to(root)}" for each in way if _others_can_change(each)]
     except OSError as error:
         raise DeliveryError(f"{command}: {error.strerror}") from None
-    if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DeliveryError(f"{command} is not root's alone: sudo chown root {command}; sudo chmod go-w {command}")
+    if changeable:
+        names = " ".join(changeable)
+        raise DeliveryError(f"{command} is not root's alone: sudo chown root {names}; sudo chmod go-w {names}")
     try:
         done = subprocess.run(
             [path],

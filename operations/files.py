@@ -78,7 +78,7 @@ def _replace(file: ManagedFile, validate: str | None) -> Iterator[PyinfraCommand
     candidate = str(PurePosixPath(file.path).with_name(f".{PurePosixPath(file.path).name}.new"))
     quoted = shlex.quote(candidate)
     directory = shlex.quote(str(PurePosixPath(file.path).parent))
-    yield StringCommand(f"mkdir -p {directory} && install -m 0600 /dev/null {quoted}")
+    yield StringCommand(f"(umask 022 && mkdir -p {directory}) && install -m 0600 /dev/null {quoted}")
     yield FileUploadCommand(io.BytesIO(file.content.encode()), candidate)
     steps = [
         f"trap 'rm -f {quoted}' EXIT",

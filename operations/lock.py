@@ -53,9 +53,15 @@ def exclusive() -> Generator[PyinfraCommand, None, None]:
 
 
 def hold_script(token: str, who: str) -> str:
-    """Take the lock, say who holds it, and hold it while somebody reads."""
+    """Take the lock, say who holds it, and hold it while somebody reads.
+
+    The directory is everybody's: a file that somebody else put there goes, and nobody else may open, and lock, ours.
+    """
     return f"""
+umask 077
+[ ! -e {LOCK_FILE} ] || [ "$(stat -c %u {LOCK_FILE})" = 0 ] || rm -f {LOCK_FILE}
 exec 9>>{LOCK_FILE}
+chmod 600 {LOCK_FILE}
 flock -w {WAIT_SECONDS} 9
 printf '%s\\n' {shlex.quote(f"{token} {who}")}" since $(date -u +%H:%M:%SZ)" > {LOCK_FILE}
 while echo held; do sleep 1 9>&-; done

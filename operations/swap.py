@@ -64,11 +64,11 @@ def creation(path: str, size_mib: int, now: SwapState) -> list[str]:
 
 def removal(path: str, now: SwapState) -> list[str]:
     """Shell commands from `now` to no swap file; none where there is none."""
-    file = shlex.quote(path)
+    file, folder = shlex.quote(path), shlex.quote(str(PurePosixPath(path).parent))
     return [
         *([f"swapoff {file}"] if now.in_use else []),
         *(_fstab(path, None) if now.fstab else []),
-        *([f"rm -f {file}"] if now.size_bytes else []),
+        *([f"rm -f {file}", f"rmdir {folder} 2>/dev/null || true"] if now.size_bytes else []),
     ]
 
 

@@ -22,7 +22,9 @@ def verified() -> Generator[PyinfraCommand, None, None]:
         return
     report = host.get_fact(Report)
     if report is None:
-        yield call(lambda _s, host: fail(host, "Nothing is deployed here: run `pyinfra inventory.py deploy.py`"))
+        yield call(
+            lambda _s, host: fail(host, "Nothing is deployed here: run `.venv/bin/pyinfra inventory.py deploy.py`")
+        )
         return
     results = report["results"]
     show(

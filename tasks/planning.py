@@ -140,7 +140,7 @@ def findings(
     for name in ("api_port", "metrics_port"):
         yield _port(name, getattr(settings, name), machine, machine.gateway_pids)
     if settings.firewall:
-        yield _ssh(login, machine)
+        yield _ssh(settings, login, machine)
 
 
 def key_findings(settings: Settings, given: bool, on_host: bool) -> Iterator[Finding]:
@@ -256,9 +256,15 @@ def _port(setting: str, port: int, machine: MachineState, own_pids: frozenset[in
     )  # fmt: skip
 
 
-def _ssh(login: LoginState, machine: MachineState) -> Finding:
+def _ssh(settings: Settings, login: LoginState, machine: MachineState) -> Finding:
+    """UFW is about to close every port that is not known here."""
     ports = ", ".join(map(str, ssh_ports(login, machine)))
-    return Finding("ssh", Status.PASS, f"ports {ports}" if ports else "no SSH server", "stays open")
+    return _finding(
+        "ssh", bool(ports or settings.firewall_allowed_ports), f"ports {ports}" if ports else "no SSH server",
+        "a port that stays open",
+        "closing the firewall might lock you out: name your way in with firewall_allowed_ports (`sudo ss -ltnp` shows "
+        "what listens), or set firewall = False",
+    )  # fmt: skip
 
 
 def ssh_ports(login: LoginState, machine: MachineState) -> list[int]:

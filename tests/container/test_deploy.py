@@ -258,6 +258,7 @@ def test_a_second_deploy_at_the_same_time_is_refused(deployed: Machine) -> None:
     changed = with_settings(deployed, **deployed.source.settings("other"), download_stall_seconds=60)
     first = changed.start()
     eventually(lambda: deployed.show("local-llm-download", "SubState") == "running", 60, "a running download")
+    assert deployed.sh("stat -c '%a %U' /run/lock/local-llm-deploy.lock") == "600 root"
     second = deployed.deploy()
     assert second.status == 1
     assert "Another deploy runs on this host" in second.output
@@ -265,7 +266,12 @@ def test_a_second_deploy_at_the_same_time_is_refused(deployed: Machine) -> None:
     run = finished(first, out, err)
     assert run.succeeded, run.output
     assert deployed.chat() == OTHER_ANSWER
+    # A lock that another user made, and holds, keeps nobody out.
+    deployed.sh("rm /run/lock/local-llm-deploy.lock")
+    deployed.sh("systemd-run --quiet --unit=other-lock --uid=nobody flock /run/lock/local-llm-deploy.lock sleep 60")
+    eventually(lambda: deployed.sh("ls /run/lock/local-llm-deploy.lock", check=False) != "", 10, "the other's lock")
     assert deployed.deploy().succeeded
+    deployed.sh("systemctl stop other-lock")
 
 
 def test_nobody_can_be_the_services_user(deployed: Machine) -> None:

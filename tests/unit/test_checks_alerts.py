@@ -426,6 +426,15 @@ def test_a_command_that_others_can_change_is_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_command_in_a_directory_that_others_can_change_is_not_run(
+    commanded: Config, host: FakeHost, tmp_path: Path
+) -> None:
+    command(host, f"touch {tmp_path}/ran")
+    host.path("/hook").parent.chmod(0o777)
+    assert "not root's alone" in str(send(commanded, host, MESSAGE, channel="command"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_command_that_is_missing_is_said(commanded: Config, host: FakeHost) -> None:
     assert send(commanded, host, MESSAGE, channel="command") == "/hook: No such file or directory"
 

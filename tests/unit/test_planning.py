@@ -106,6 +106,17 @@ def test_what_is_there_needs_no_disk() -> None:
     assert disk_needs(Settings(), release_exists=True, model_exists=True) == {"/opt": 100, "/usr": 20, "/var": 100}
 
 
+def test_a_firewall_that_would_shut_out_its_owner_fails() -> None:
+    no_way_in = replace(VPS, ssh_ports=frozenset())
+    from_the_console = replace(LOGIN, ssh_port=None)
+    finding = judge(login=from_the_console, machine=no_way_in)["ssh"]
+    assert finding.status is Status.FAIL
+    assert "firewall_allowed_ports" in finding.remedy
+    named = Settings(firewall_allowed_ports=("2022/tcp",))
+    assert judge(named, login=from_the_console, machine=no_way_in)["ssh"].status is Status.PASS
+    assert "ssh" not in judge(Settings(firewall=False), login=from_the_console, machine=no_way_in)
+
+
 def test_ssh_ports_are_the_sessions_and_the_servers() -> None:
     machine = replace(VPS, ssh_ports=frozenset({22, 2222}))
     assert ssh_ports(replace(LOGIN, ssh_port=2022), machine) == [22, 2022, 2222]
