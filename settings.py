@@ -188,7 +188,7 @@ class Settings(BaseModel):
     )
     context_tokens: int = setting(
         16_384,
-        "Context length. OpenClaw refuses agent models below 4,000; 2,048 serves utility requests only.",
+        "Context length of a request. OpenClaw refuses agent models below 4,000; 2,048 serves utility requests only.",
         unit="tokens",
         ge=512,
         le=131_072,
@@ -202,7 +202,11 @@ class Settings(BaseModel):
         "Rewrite weights for the CPU at start. On AVX2 it cost 0.6 GB and made prompts 1.3 times slower: off.",
     )
     parallel: int = setting(
-        1, "Requests computed at once. On 2 cores one slot answers sooner; the gateway queues.", ge=1, le=8
+        1,
+        "Requests computed at once, each with a context of its own. On 2 cores one slot answers sooner; the gateway "
+        "queues.",
+        ge=1,
+        le=8,
     )
     threads: int | None = setting(
         None, "Compute threads; unset: one a core, as many as `cpu_quota_percent` pays for.", ge=1, le=256

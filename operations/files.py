@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pyinfra import host, state
-from pyinfra.api import FileUploadCommand, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 from facts.files import FileContents, FileDigest, FileDigests
@@ -37,7 +36,7 @@ class ManagedFile:
 def managed(files: Sequence[ManagedFile], validate: str | None = None) -> Generator[PyinfraCommand, None, None]:
     """Ensure the content, owner and mode of some files, and that their directories exist.
 
-    Each changed file is uploaded beside its destination and renamed over it, so that a reader sees the old or the
+    Each changed file is written beside its destination and renamed over it, so that a reader sees the old or the
     new content, never a part.
 
     + files: the files
@@ -74,20 +73,23 @@ def secret(file: ManagedFile) -> Generator[PyinfraCommand, None, None]:
     yield from _replace(file, validate=None)
 
 
-def _replace(file: ManagedFile, validate: str | None) -> Iterator[PyinfraCommand]:
-    candidate = str(PurePosixPath(file.path).with_name(f".{PurePosixPath(file.path).name}.new"))
-    quoted = shlex.quote(candidate)
+def _replace(file: ManagedFile, validate: str | None) -> Iterator[StringCommand]:
+    """Written through standard input: on its way, an upload with sudo would lie in /tmp, for every user to read."""
+    candidate = shlex.quote(str(PurePosixPath(file.path).with_name(f".{PurePosixPath(file.path).name}.new")))
     directory = shlex.quote(str(PurePosixPath(file.path).parent))
-    yield StringCommand(f"(umask 022 && mkdir -p {directory}) && install -m 0600 /dev/null {quoted}")
-    yield FileUploadCommand(io.BytesIO(file.content.encode()), candidate)
+    size = len(file.content.encode())
     steps = [
-        f"trap 'rm -f {quoted}' EXIT",
-        validate.format(quoted) if validate else ":",
-        f"chown {shlex.quote(f'{file.owner}:{file.group}')} {quoted}",
-        f"chmod {file.mode} {quoted}",
-        f"mv -fT {quoted} {shlex.quote(file.path)}",
+        f"(umask 022 && mkdir -p {directory})",
+        f"trap 'rm -f {candidate}' EXIT",
+        f"install -m 0600 /dev/null {candidate}",
+        f"head -c {size} >{candidate}",  # pyinfra ends what it sends with a newline
+        f'[ "$(wc -c <{candidate})" -eq {size} ] || {{ echo "only a part of {file.path} arrived" >&2; exit 1; }}',
+        validate.format(candidate) if validate else ":",
+        f"chown {shlex.quote(f'{file.owner}:{file.group}')} {candidate}",
+        f"chmod {file.mode} {candidate}",
+        f"mv -fT {candidate} {shlex.quote(file.path)}",
     ]
-    yield StringCommand(script("\n".join(steps)))
+    yield StringCommand(script("\n".join(steps)), _stdin=file.content)
 
 
 def _show_difference(file: ManagedFile, before: bytes) -> None:

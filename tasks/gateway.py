@@ -28,6 +28,10 @@ OUTAGE_RETRY_AFTER_SECONDS = 61
 """OpenClaw goes on to its next model where it is told to wait for more than a minute, and waits otherwise."""
 CLOUD_REST_SECONDS = 10
 """How long the cloud is left alone after a 429 that names no time, or after a silence."""
+CLOUD_UNREAD_REST_SECONDS = 60
+"""The same after a 429 that names a date, which HAProxy cannot read."""
+CLOUD_LONGEST_REST_SECONDS = 3600
+"""The same where a 429 names a longer time: it may be over sooner than its provider thinks."""
 CERTAIN_BYTES_PER_TOKEN = 16
 """No text but long runs of one character has so many bytes a token (benchmarks/token_estimate.py: at most 13.5)."""
 ANTHROPIC_VERSION = "2023-06-01"
@@ -119,6 +123,8 @@ def _cloud(settings: Settings) -> dict[str, Any] | None:
         "key_variable": KEY_VARIABLE,
         "anthropic_version": ANTHROPIC_VERSION,
         "rest_seconds": CLOUD_REST_SECONDS,
+        "unread_rest_seconds": CLOUD_UNREAD_REST_SECONDS,
+        "longest_rest_seconds": CLOUD_LONGEST_REST_SECONDS,
         "check_path": settings.cloud_check_path,
         "check_seconds": settings.cloud_check_seconds,
         "check_timeout_seconds": min(10, settings.cloud_first_byte_seconds),

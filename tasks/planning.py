@@ -88,7 +88,7 @@ def memory_plan(settings: Settings) -> MemoryPlan:
     kv_factor = {"f16": 1.0, "q8_0": 8.5 / 16}[settings.kv_cache_type]
     return MemoryPlan(
         weights=round(weights / MIB),
-        kv_cache=round(model.kv_bytes_per_token * settings.context_tokens * kv_factor / MIB),
+        kv_cache=round(model.kv_bytes_per_token * settings.context_tokens * settings.parallel * kv_factor / MIB),
         server=SERVER_MIB,
         prompt_cache=settings.prompt_cache_mib,
     )

@@ -89,15 +89,15 @@ def test_a_changed_setting_restarts_once_and_only_what_it_concerns(deployed: Mac
 
 def test_a_restart_that_an_interrupted_deploy_left_out_is_made_up_for(deployed: Machine) -> None:
     # What a deploy that died between writing and restarting leaves: new files, and a process that knows the old.
-    changed = with_settings(deployed, context_tokens=4096)
+    changed = with_settings(deployed, context_tokens=4096, parallel=2)  # its own checks ask for the context
     assert changed.deploy().succeeded
-    deployed.sh("cp -a /etc/local-llm/llama-server.env /tmp/env.4096")
+    deployed.sh("cp -a /etc/local-llm/llama-server.env /tmp/env.changed")
     assert deployed.deploy().succeeded
     starts = deployed.starts()
-    deployed.sh("mv /tmp/env.4096 /etc/local-llm/llama-server.env")
+    deployed.sh("mv /tmp/env.changed /etc/local-llm/llama-server.env")
     assert changed.deploy().succeeded
     assert deployed.starts() == starts + 1
-    assert "LLAMA_ARG_CTX_SIZE=4096" in deployed.sh(f"tr '\\0' '\\n' < /proc/{deployed.main_pid()}/environ")
+    assert "LLAMA_ARG_CTX_SIZE=8192" in deployed.sh(f"tr '\\0' '\\n' < /proc/{deployed.main_pid()}/environ")
     assert deployed.deploy().succeeded
 
 

@@ -47,6 +47,10 @@ def test_memory_of_the_default_model_is_what_was_measured() -> None:
     assert plan.peak == pytest.approx(1_686e6 / 2**20, rel=0.02)
 
 
+def test_each_request_that_is_computed_at_once_has_a_context_of_its_own() -> None:
+    assert memory_plan(Settings(parallel=2)).kv_cache == 2 * memory_plan(Settings()).kv_cache
+
+
 def test_a_quantised_kv_cache_takes_half() -> None:
     assert memory_plan(Settings(kv_cache_type="q8_0")).kv_cache == 238
 
