@@ -1,6 +1,7 @@
 """What a report of seven days costs on the host with 90 days in the store, against starting Python for nothing.
 
-The samples are made up and lie in a mount namespace of their own: the machine's history stays as it is.
+One store is of a host in quiet use, one of a host that is busy day and night and has a cloud. The samples are made up
+and lie in a mount namespace of their own: the machine's history stays as it is.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import print_report, progress, ratio
 from benchmarks.machine import add_machine_option, deployed_machine, run_probe
 from checks.config import STATE
-from checks.samples import Store
+from checks.history import CLOUD, HOUR_SECONDS, LOCAL
+from checks.samples import METRICS, Histogram, Sample, Store
 from facts.verification import COMMAND
 from sandbox.common import SandboxError, fail, run
 from sandbox.week_samples import INTERVAL_SECONDS, samples
@@ -26,6 +31,13 @@ from sandbox.week_samples import INTERVAL_SECONDS, samples
 RUNS = 10
 STORED_DAYS = 90
 REPORT = "`local-llm report --json`"
+_TIMES = Histogram.of([0.01 * 1.5 ** (number % 25) for number in range(200)])
+_BUSY: dict[str, Any] = {
+    "requests": {f"local/{reason}/2xx": 50 for reason in ("utility-task", "short-prompt", "default", "asked-local")}
+    | {f"cloud/{reason}/2xx": 50 for reason in ("long-prompt", "long-answer", "default", "reasoning")},
+    "responses": {LOCAL: _TIMES, CLOUD: _TIMES},
+    "first_bytes": {LOCAL: _TIMES, CLOUD: _TIMES},
+}
 PEER = "`python3 -c pass`"
 
 
@@ -37,16 +49,20 @@ def main(argv: list[str] | None = None) -> int:
         folder = machine.exec("mktemp", "-d", "/root/local-llm-report.XXXXXX").strip()
         configuration = json.loads(machine.exec("cat", "/etc/local-llm/checks.json"))
         configuration["health_interval_minutes"] = INTERVAL_SECONDS // 60
+        until = int(time.time()) // INTERVAL_SECONDS * INTERVAL_SECONDS
+        quiet = list(samples(until, STORED_DAYS))
+        commands = {}
         with tempfile.TemporaryDirectory() as scratch:
-            size = _fill(Path(scratch) / "samples.db")
             (Path(scratch) / "checks.json").write_text(json.dumps(configuration))
+            for name, stored in (("quiet", quiet), ("busy", _busy(quiet))):
+                size = _fill(Path(scratch) / name / "samples.db", stored)
+                report = f"{COMMAND} report --json --config {folder}/checks.json; test $? -le 1"
+                commands[f"{REPORT}, {name}, {size / 1e6:.1f} MB"] = [
+                    *("unshare", "--mount", "sh", "-c", f"mount --bind {folder}/{name} {STATE}; {report}")
+                ]
             run(["docker", "cp", "-q", f"{scratch}/.", f"{machine.container_id}:{folder}"])
-        progress(f"{options.runs} runs each on {machine.name}, {size / 1e6:.1f} MB of samples")
-        report = f"mount --bind {folder} {STATE}; {COMMAND} report --json --config {folder}/checks.json; test $? -le 1"
-        commands = {
-            REPORT: ["unshare", "--mount", "sh", "-c", report],
-            PEER: ["/usr/bin/python3", "-c", "pass"],
-        }
+        commands[PEER] = ["/usr/bin/python3", "-c", "pass"]
+        progress(f"{options.runs} runs each on {machine.name}")
         try:
             taken = run_probe(machine, "child_cpu", str(options.runs), json.dumps(commands))
         finally:
@@ -59,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     wall = {name: 1e3 * statistics.median(each["wall"]) for name, each in taken.items()}
     print_report(
-        f"A report of 7 days, {STORED_DAYS} days stored ({size / 1e6:.1f} MB)",
+        f"A report of 7 days, {STORED_DAYS} days stored",
         ("process", "CPU, ms", "ratio", "wall, ms", "ratio"),
         [
             [
@@ -76,17 +92,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _fill(path: Path) -> int:
-    """Write the samples up to now; returns the file's size in bytes."""
+def _busy(quiet: Iterable[Sample]) -> Iterator[Sample]:
+    """The same host with 400 requests in every sample, answered by both sides, and a sample of metrics an hour."""
+    for each in quiet:
+        busy = replace(each, **_BUSY)
+        yield busy
+        if each.time % HOUR_SECONDS < INTERVAL_SECONDS:
+            yield replace(busy, kind=METRICS)
+
+
+def _fill(path: Path, stored: Iterable[Sample]) -> int:
+    """Write the samples to a new store; returns the file's size in bytes."""
+    path.parent.mkdir()
     Store.open(path).close()
-    until = int(time.time()) // INTERVAL_SECONDS * INTERVAL_SECONDS
     with closing(sqlite3.connect(path)) as database, database:
         database.executemany(
             "INSERT INTO samples (kind, time, data) VALUES (?, ?, ?)",
-            (
-                (each.kind, each.time, json.dumps(each.as_json(), separators=(",", ":")))
-                for each in samples(until, STORED_DAYS)
-            ),
+            ((each.kind, each.time, json.dumps(each.as_json(), separators=(",", ":"))) for each in stored),
         )
     return path.stat().st_size
 

@@ -2,7 +2,8 @@
 
 The health check only puts a message into the outbox and asks systemd to start the unit of the channel, so that a
 receiver that hangs holds up nothing. The unit sends what waits, the oldest first, and what it cannot send stays for the
-next run, for a day at most.
+next run, for a day at most. A receiver that takes nothing is left alone until then; where it refuses one message, only
+those of the same alert wait behind it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ MOST_WAITING = 100
 _ATTEMPTS_AFTER_SECONDS = (0.0, 2.0, 8.0)
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
+# Of 4xx, those that do not speak of the message: who may post, where to, how often.
+_NOT_OF_THE_MESSAGE = (401, 403, 404, 408, 429)
 COMMAND_SECONDS = 30.0
+_REFUSALS_SECONDS = 15.0
+"""How long a run goes on behind refused messages."""
 # The unit's TimeoutStartSec is above what one message can take with these.
 UNIT_SECONDS = 70.0
 
@@ -47,6 +52,10 @@ _NTFY_TAGS = {"raised": "rotating_light", "reminder": "rotating_light", "cleared
 
 class DeliveryError(Exception):
     """A message was not taken; the text is a phrase that holds no part of the webhook's address."""
+
+
+class RefusedError(DeliveryError):
+    """The receiver is there and does not take this message; it may take another."""
 
 
 # What the health check does
@@ -150,7 +159,12 @@ def _priority(message: Message) -> int:
 
 
 def deliver(config: Config, host: Host, channel: str) -> str | None:
-    """Send what waits for a channel, in order; returns why something still waits, None if nothing does."""
+    """Send what waits for a channel; returns why something still waits, None if nothing does.
+
+    The messages of one alert arrive in order, and where none is refused, all do.
+    """
+    until = time.monotonic() + _REFUSALS_SECONDS
+    refusals: dict[str, str] = {}
     for path in waiting(host, channel):
         try:
             message = json.loads(path.read_text(encoding="utf-8"))
@@ -160,18 +174,23 @@ def deliver(config: Config, host: Host, channel: str) -> str | None:
         except (OSError, ValueError):
             path.unlink(missing_ok=True)
             continue
+        if message["alert"] in refusals:
+            continue
         try:
             _sent(config, host, channel, message)
         except DeliveryError as error:
             if age < KEPT_SECONDS:
-                return str(error)
+                refusals[message["alert"]] = str(error)
+                if isinstance(error, RefusedError) and time.monotonic() < until:
+                    continue
+                break
             to_journal(host, f"an alert of a day ago was given up, the {channel} never took it: {error}", 3)
         path.unlink(missing_ok=True)
-    return None
+    return next(iter(refusals.values()), None)
 
 
 def _sent(config: Config, host: Host, channel: str, message: dict[str, Any]) -> None:
-    """Raises DeliveryError once the last attempt has failed."""
+    """Raises DeliveryError once the last attempt has failed, RefusedError after the first one."""
     reason: DeliveryError | None = None
     for pause in _ATTEMPTS_AFTER_SECONDS:
         time.sleep(pause)
@@ -181,6 +200,8 @@ def _sent(config: Config, host: Host, channel: str, message: dict[str, Any]) -> 
             else:
                 post(host.read(WEBHOOK_FILE), config.alerts.webhook_format or "json", message)
             return
+        except RefusedError:
+            raise
         except DeliveryError as error:
             reason = error
         except OSError as error:
@@ -192,7 +213,7 @@ def _sent(config: Config, host: Host, channel: str, message: dict[str, Any]) -> 
 
 
 def post(webhook: str, kind: str, message: dict[str, Any]) -> None:
-    """Post a message as the receiver wants it; raises DeliveryError."""
+    """Post a message as the receiver wants it; raises DeliveryError, RefusedError for a 4xx about this message."""
     import requests
 
     address, *lines = webhook.splitlines() or [""]
@@ -215,8 +236,11 @@ def post(webhook: str, kind: str, message: dict[str, Any]) -> None:
         raise DeliveryError("no answer in time") from None
     except requests.RequestException:
         raise DeliveryError("no connection") from None
-    if not 200 <= answer.status_code < 300:
-        raise DeliveryError(f"HTTP status {answer.status_code}")
+    status = answer.status_code
+    if 400 <= status < 500 and status not in _NOT_OF_THE_MESSAGE:
+        raise RefusedError(f"HTTP status {status}")
+    if not 200 <= status < 300:
+        raise DeliveryError(f"HTTP status {status}")
 
 
 def shaped(kind: str, message: dict[str, Any]) -> tuple[dict[str, str], bytes]:
@@ -250,7 +274,9 @@ def _others_can_change(path: Path) -> bool:
 
 
 def run_command(host: Host, command: str, message: dict[str, Any]) -> None:
-    """Run the operator's program with the message as JSON on its standard input; raises DeliveryError.
+    """Run the operator's program with the message as JSON on its standard input.
+
+    Raises RefusedError where it ends with an error, DeliveryError where it does not run or does not end.
 
     Only a program that nobody but root can change, or put another in the place of, is run as root.
     """
@@ -278,4 +304,4 @@ def run_command(host: Host, command: str, message: dict[str, Any]) -> None:
         raise DeliveryError(f"{command}: {error.strerror}") from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise DeliveryError(f"{command} ended with {done.returncode}" + (f": {said[-1][:200]}" if said else ""))
+        raise RefusedError(f"{command} ended with {done.returncode}" + (f": {said[-1][:200]}" if said else ""))

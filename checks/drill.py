@@ -9,7 +9,9 @@ The record of the last drill, as `local-llm drill --json` prints it:
     {"time": "2026-11-22T04:00:02Z", "ok": true,
      "sides": [{"name": "cloud", "ok": true, "answered_by": "local", "seconds": 0.41, "note": ""}, …]}
 
-`ok` is null for a side that was not tried, and the drill as a whole is then not ok: it has shown nothing.
+`ok` is null for a side that was left alone because the other one could not stand in or requests waited; the drill as a
+whole is then not ok. It is false also where nobody could try, for a reason that does not pass by itself, and where a
+cloud is there and neither side could be tried: then the drill has shown nothing.
 """
 
 from __future__ import annotations
@@ -100,18 +102,23 @@ def start(host: Host) -> Drill:
 
 
 def run(config: Config, host: Host) -> Drill:
-    """Take out one side after the other, ask, bring it back, and write the record; raises DrillError."""
+    """Take out one side after the other, ask, bring it back, and write the record.
+
+    Raises DrillError, and leaves the record as it was, where a deploy or another drill holds the lock.
+    """
     try:
         with health.lock(str(host.path(DEPLOY_LOCK))):
             # A deploy that starts meanwhile tells who holds its lock.
             since = time.strftime("%H:%M:%SZ", time.gmtime(host.now()))
             host.path(DEPLOY_LOCK).write_text(f"- local-llm drill since {since}\n")
-            sides = tuple(_try(config, host, side) for side in ((CLOUD, LOCAL) if config.cloud else (LOCAL,)))
+            sides = [_tried(config, host, side) for side in ((CLOUD, LOCAL) if config.cloud else (LOCAL,))]
     except health.AlreadyRunningError:
         raise DrillError("A deploy runs on this host. Try again when it has ended: sudo local-llm drill") from None
     except OSError as error:
         raise DrillError(f"The drill cannot be done: {error}") from None
-    return _recorded(host, Drill(host.now(), sides))
+    if config.cloud and all(side.ok is None for side in sides):
+        sides = [replace(side, ok=False) for side in sides]
+    return _recorded(host, Drill(host.now(), tuple(sides)))
 
 
 def restore(config: Config, host: Host) -> Drill | None:
@@ -160,6 +167,13 @@ def _word(side: Outcome) -> str:
     return "skipped" if side.ok is None else "ok" if side.ok else "failed"
 
 
+def _tried(config: Config, host: Host, side: Side) -> Outcome:
+    try:
+        return _try(config, host, side)
+    except (route.RouteError, OSError) as error:
+        return Outcome(side.name, False, None, None, f"the drill cannot be done: {error}")
+
+
 def _try(config: Config, host: Host, side: Side) -> Outcome:
     request = _request(config, side)
     hindrance = _hindrance(config, host, side, request)
@@ -196,14 +210,11 @@ def _request(config: Config, side: Side) -> _Probe:
 def _hindrance(config: Config, host: Host, side: Side, request: _Probe) -> str:
     """Why taking this side out would show nothing, or would harm; empty if nothing speaks against it.
 
-    Raises DrillError where the gateway does not say how things stand.
+    Raises RouteError where the gateway does not say how things stand, or would send the probe elsewhere.
     """
-    try:
-        seen = route.explain(config.api_url, request.body, request.path, request.headers)
-    except route.RouteError as error:
-        raise DrillError(str(error)) from None
+    seen = route.explain(config.api_url, request.body, request.path, request.headers)
     if seen.route != request.route:
-        return f"the rules send the probe {seen.route} ({seen.rule}), not {request.route}"
+        raise route.RouteError(f"the rules send the probe {seen.route} ({seen.rule}), not {request.route}")
     other, state = ("local", seen.local) if side is CLOUD else ("cloud", seen.cloud)
     if state not in ("up", "none"):
         return f"{other} is {state}, so nothing was taken out"

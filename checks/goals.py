@@ -86,6 +86,8 @@ def _utility(history: History, targets: Targets) -> Goal:
     detail = f"{number(local)} of {count(answered, 'answered utility request')}"
     if answered > routed:
         detail += f", {number(answered - routed)} of them kept local by the client or for want of a cloud"
+    if answered > routed > 0:
+        detail += f"; of the {number(routed)} that the rules routed, {percent_text(routed - cloud, routed)} local"
     if unanswered:
         detail += f"; {number(unanswered)} more failed"
     return Goal(

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from checks.history import CLOUD, DAY_SECONDS, HOUR_SECONDS, LOCAL, Timing, Wind
 from checks.host import MIB
 from checks.week import Report
 
-BACKENDS = (LOCAL, CLOUD, "gateway")
+BACKENDS = {LOCAL: "local model", CLOUD: "cloud", "gateway": "refused by the gateway"}
+"""In the order of their areas, each with its words."""
 _COLOURS = {
     role: f"#01{index:02x}fe"
     for index, role in enumerate(
@@ -86,7 +88,7 @@ def draw(report: Report, prefix: str) -> list[Plot]:
                 (_availability, ("Availability", _availability_words(report)), _AVAILABILITY_LEGEND),
                 (_response, ("Response time of the local model", _response_words(report)), _RESPONSE_LEGEND),
                 (_memory, ("Memory", _memory_words(report)), _MEMORY_LEGEND),
-                (_requests, ("Requests by route", _requests_words(report)), _REQUESTS_LEGEND),
+                (_requests, ("Requests by backend", _requests_words(report)), _requests_legend(report)),
             )
         )
     ]
@@ -107,12 +109,7 @@ _MEMORY_LEGEND = (
     ("limit", "line", "limit: the kernel kills"),
     _GAP,
 )
-_REQUESTS_LEGEND = (
-    ("local", "area", "local model"),
-    ("cloud", "area", "cloud"),
-    ("gateway", "area", "refused by the gateway"),
-    _GAP,
-)
+_RULES_NAMED = 3
 
 
 def _availability(axes: Axes, report: Report) -> None:
@@ -198,6 +195,25 @@ def _requests_words(report: Report) -> str:
         return "No request was counted."
     parts = ", ".join(f"{backend} {number(requests.get(backend, 0))}" for backend in BACKENDS)
     return f"Requests an hour by who answered: {parts}."
+
+
+def _requests_legend(report: Report) -> tuple[tuple[str, str, str], ...]:
+    """Who answered, and by which rules: shares of the whole time, since an hour does not know its rules."""
+    areas = tuple((backend, "area", words + _rule_words(report, backend)) for backend, words in BACKENDS.items())
+    return (*areas, _GAP)
+
+
+def _rule_words(report: Report, backend: str) -> str:
+    rules: Counter[str] = Counter()
+    for key, count in report.history.totals.requests.items():
+        answered_by, _, rest = key.partition("/")
+        if answered_by == backend:
+            rules[rest.partition("/")[0]] += count
+    named = rules.most_common(_RULES_NAMED)
+    if others := rules.total() - sum(count for _, count in named):
+        named.append(("others", others))
+    shares = ", ".join(f"{rule} {count * 100 / rules.total():.0f} %" for rule, count in named)
+    return f" ({shares})" if shares else ""
 
 
 def _plot(

@@ -122,7 +122,13 @@ def test_the_page_is_readable(browser: str, page: str, tmp_path: Path, width: in
     assert found["pale"] == []
     assert found["outside"] == []
     assert found["fetched"] == []
-    for text in ("vps1.example.net", "it could not be reached", "Response time of the local model", "unknown"):
+    for text in (
+        "vps1.example.net",
+        "it could not be reached",
+        "Response time of the local model",
+        "Requests by backend",
+        "unknown",
+    ):
         assert text in found["text"]
 
 

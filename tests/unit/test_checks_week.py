@@ -209,8 +209,21 @@ def test_what_counts_as_a_utility_task() -> None:
     found = judged(good_week(skip=range(1, 2016), requests=requests))["utility-local"]
     assert found.value == 90.0
     assert found.detail == (
-        "9 of 10 answered utility requests, 3 of them kept local by the client or for want of a cloud; 4 more failed"
+        "9 of 10 answered utility requests, 3 of them kept local by the client or for want of a cloud; "
+        "of the 7 that the rules routed, 85.71 % local; 4 more failed"
     )
+
+
+def test_requests_that_name_the_local_model_do_not_hide_what_the_rules_did() -> None:
+    requests = {"local/utility-task/2xx": 60, "cloud/utility-task/2xx": 40, "local/local-model/2xx": 500}
+    found = judged(good_week(skip=range(1, 2016), requests=requests))["utility-local"]
+    assert (found.text, "of the 100 that the rules routed, 60.00 % local" in found.detail) == ("93.33 %", True)
+
+
+@pytest.mark.parametrize("reason", ["utility-task", "no-cloud"])
+def test_one_kind_of_utility_requests_has_one_figure(reason: str) -> None:
+    found = judged(good_week(requests={f"local/{reason}/2xx": 1}))["utility-local"]
+    assert "that the rules routed" not in found.detail
 
 
 def test_a_counter_that_falls_began_anew() -> None:

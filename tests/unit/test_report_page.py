@@ -116,6 +116,21 @@ def test_every_plot_has_words() -> None:
     assert "Share of the health checks of each hour: up in 99.73 % of the known time, known 95.23 %." in words
 
 
+def test_the_requests_plot_names_the_rules_behind_each_backend() -> None:
+    counts = {"local/utility-task/2xx": 60, "local/utility-task/aborted": 4, "local/short-prompt/2xx": 20}
+    counts |= {"local/no-model/2xx": 10, "local/default/2xx": 4, "local/reasoning/2xx": 2, "cloud/default/2xx": 1}
+    history = troubled().history
+    counted = replace(troubled(), history=replace(history, totals=replace(history.totals, requests=counts)))
+    *_, plot = plots.draw(counted, "x")
+    assert plot.title == "Requests by backend"
+    assert [label for _, _, label in plot.legend] == [
+        "local model (utility-task 64 %, short-prompt 20 %, no-model 10 %, others 6 %)",
+        "cloud (default 100 %)",
+        "refused by the gateway",
+        "no samples",
+    ]
+
+
 def test_hostile_text_stays_text() -> None:
     history = replace(troubled().history, healed=())
     goals = tuple(replace(goal, detail=HOSTILE, text=HOSTILE) for goal in troubled().goals)
