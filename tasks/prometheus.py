@@ -81,10 +81,9 @@ def configuration_file(settings: Settings, host_name: str) -> ManagedFile:
 
 
 def rules_file(settings: Settings) -> ManagedFile:
-    """prometheus-rules.yml: the alerts of the host's own checks, from the same thresholds."""
+    """prometheus-rules.yml: the host's own alerts, from the same thresholds, and what these cannot tell."""
     return rendered(
         RULES_FILE,
-        scrape_seconds=settings.prometheus_scrape_seconds,
         **settings.model_dump(
             include={
                 "memory_goal_mib",
@@ -94,13 +93,14 @@ def rules_file(settings: Settings) -> ManagedFile:
                 "alert_disk_free_percent",
                 "alert_restarts_per_hour",
                 "alert_after_checks",
+                "alert_clear_after_checks",
             }
         ),
     )
 
 
 def alertmanager_file(settings: Settings, webhook: str | None) -> ManagedFile:
-    """alertmanager.yml: one receiver, the webhook of the host's own alerts, or none.
+    """alertmanager.yml: to the webhook of the host's own alerts, where there is one, goes what these cannot tell.
 
     Of its headers only `Authorization` goes along: Debian 12's Alertmanager sends no other.
     """

@@ -16,10 +16,8 @@ from tasks import paths
 from tests.container.conftest import with_settings
 from tests.container.machine import ROOT, Machine, eventually
 
-pytestmark = pytest.mark.first_distribution
-
 RULE_TESTS = Path(__file__).with_name("alert_rules.test.yml")
-DASHBOARD = ROOT / "docs" / "grafana-dashboard.json"
+DASHBOARD = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
 WEBHOOK_PORT = 9999
 SETTINGS: dict[str, object] = {
     "prometheus": True,
@@ -76,6 +74,7 @@ def value(machine: Machine, expression: str) -> float:
     return float(sample["value"][1])
 
 
+@pytest.mark.first_distribution
 def test_a_prometheus_of_the_users_own_is_left_alone(deployed: Machine) -> None:
     deployed.sh("systemd-run --quiet --unit=prometheus.service sleep 600")
     try:
@@ -88,6 +87,7 @@ def test_a_prometheus_of_the_users_own_is_left_alone(deployed: Machine) -> None:
         deployed.sh("systemctl stop prometheus.service")
 
 
+@pytest.mark.first_distribution
 def test_a_port_that_is_taken_is_named(deployed: Machine) -> None:
     deployed.sh("systemd-run --quiet --unit=taken python3 -m http.server --bind 127.0.0.1 9093; sleep 1")
     try:
@@ -171,8 +171,7 @@ def test_all_that_it_asks_answers(watched: Machine) -> None:
 
 
 def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:
-    dashboard = json.loads(DASHBOARD.read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
     assert len(expressions) > 30
     for name, value in GRAFANA_VARIABLES.items():
         expressions = [expression.replace(name, value) for expression in expressions]
@@ -190,22 +189,35 @@ def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:
         assert empty() == []  # which ones
 
 
-def test_an_outage_reaches_the_webhook(watched: Machine) -> None:
+@pytest.mark.first_distribution
+def test_what_the_host_cannot_tell_reaches_the_webhook_and_nothing_else(watched: Machine) -> None:
     watched.sh(f"cat > /tmp/hook.py <<'END_OF_FILE'\n{RECEIVER}END_OF_FILE\n")
     watched.sh("systemd-run --quiet --unit=hook python3 /tmp/hook.py")
-    watched.sh("systemctl stop local-llm")
+    watched.sh("systemctl stop local-llm local-llm-node-exporter")
+
+    def sent() -> list[dict[str, Any]]:
+        posts = map(json.loads, watched.sh("cat /tmp/hook 2>/dev/null; true").splitlines())
+        # The host's own messages have no such list.
+        return [alert for post in posts for alert in post.get("alerts", [])]
+
     try:
-        eventually(lambda: "LocalLlmApiDown" in watched.sh("cat /tmp/hook 2>/dev/null; true"), 240, "an alert")
-        posts = [json.loads(line) for line in watched.sh("cat /tmp/hook").splitlines()]
-        [post] = [post for post in posts if post.get("commonLabels", {}).get("alertname") == "LocalLlmApiDown"]
-        assert post["status"] == "firing"
-        assert post["commonLabels"]["host"] == watched.host.image
-        assert post["alerts"][0]["annotations"]["summary"] == "The local model does not answer."
+        eventually(lambda: bool(sent()), 300, "an alert of Prometheus")
+        alerts = sent()
+        assert {alert["labels"]["alertname"] for alert in alerts} == {"LocalLlmTargetDown"}
+        [alert] = [alert for alert in alerts if alert["labels"]["job"] == "node"]
+        assert alert["status"] == "firing"
+        assert alert["labels"]["host"] == watched.host.image
+        assert alert["annotations"]["summary"] == "Nothing answers at 127.0.0.1:9100 (node)."
+        held = json.loads(watched.sh("curl -sSf http://127.0.0.1:9093/api/v2/alerts"))
+        [down] = [alert for alert in held if alert["labels"]["alertname"] == "LocalLlmApiDown"]
+        assert down["receivers"] == [{"name": "none"}]
+        assert all(query(watched, *[each["expr"] for each in DASHBOARD["annotations"]["list"]]))
     finally:
-        watched.sh("systemctl start local-llm; systemctl stop hook; rm -f /tmp/hook /tmp/hook.py")
+        watched.sh("systemctl start local-llm local-llm-node-exporter; systemctl stop hook; rm -f /tmp/hook*")
     eventually(watched.answers, 60, "an answer")
 
 
+@pytest.mark.first_distribution
 def test_killed_it_comes_back_with_what_it_knew(watched: Machine) -> None:
     known = value(watched, "max_over_time(count(up)[1h:5s])")
     for unit in paths.PROMETHEUS_UNITS:

@@ -145,6 +145,18 @@ def test_an_ntfy_address_may_have_a_query_already() -> None:
     assert json.loads(address) == f"{URL}?auth=x&template=alertmanager"
 
 
+def test_alertmanager_sends_only_what_the_host_cannot_tell() -> None:
+    route, _ = alertmanager_file(ON, f"{URL}\n").content.split("receivers:\n")
+    assert re.findall(r" receiver: (.*)", route) == ["none", "webhook"]
+    [names] = re.findall(r'- matchers: \[alertname =~ "(.*)"\]', route)
+    assert names.split("|") == ["LocalLlmChecksStopped", "LocalLlmTargetDown"]
+    assert set(names.split("|")) <= set(re.findall(r"- alert: (\w+)", rules_file(ON).content))
+
+
+def test_the_rules_are_the_same_however_often_prometheus_asks() -> None:
+    assert rules_file(ON.model_copy(update={"prometheus_scrape_seconds": 5})) == rules_file(ON)
+
+
 def test_thresholds_are_the_settings() -> None:
     changed = ON.model_copy(
         update={
@@ -155,6 +167,7 @@ def test_thresholds_are_the_settings() -> None:
             "uptime_goal_percent": 99.5,
             "health_interval_minutes": 10,
             "alert_after_checks": 3,
+            "alert_clear_after_checks": 4,
         }
     )
     content = rules_file(changed).content
@@ -165,9 +178,10 @@ def test_thresholds_are_the_settings() -> None:
         "[1h]) >= 9",
         "> 0.005",
         "for: 30m",
-        "> 1800",
+        "> 1200",
     ):
         assert text in content
+    assert content.count("keep_firing_for: 40m") == content.count("- alert: ")
 
 
 def test_every_port_of_the_configuration_is_a_setting() -> None:
@@ -232,3 +246,9 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
     ]
     assert len(cells) == len(set(cells))  # no panel lies on another
+
+
+def test_the_goal_of_response_times_is_the_local_models() -> None:
+    [panel] = [panel for panel in DASHBOARD["panels"] if panel["title"] == "Mean response"]
+    [target] = panel["targets"]
+    assert set(re.findall(r"backend=(\S+?)}", target["expr"])) == {'"local"'}
