@@ -35,7 +35,7 @@ test: venv ## all tests, those in containers included, on two distributions side
 	@echo "On 2 cores this takes about half an hour, and longer the first time: llama.cpp is compiled twice."
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-test-openclaw: venv ## the tests with the real OpenClaw, from npm: some ten minutes more
+test-openclaw: venv ## the tests with the real OpenClaw, from npm: some twelve minutes more
 	@$(BIN)/python -m sandbox.engine
 	$(BIN)/pytest tests/openclaw
 

@@ -382,8 +382,8 @@ class Settings(BaseModel):
     # OpenClaw
     openclaw_user: UserName | None = setting(
         None,
-        "The user whose installed OpenClaw is wired to this gateway by its own CLI; unset: only a provider file and "
-        "the commands are left in /etc/local-llm/openclaw.",
+        "The user whose installed OpenClaw is wired to this gateway by its own CLI; unset, or where none is installed: "
+        "only a provider file and the commands are left in /etc/local-llm/openclaw.",
         allowed=USER_NAME,
     )
     openclaw_state_directory: str | None = setting(

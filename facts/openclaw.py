@@ -41,6 +41,11 @@ class InstallationState:
     node: str = ""
     node_version: str = ""
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether the user is there, and has no OpenClaw."""
+        return bool(self.home) and not self.command
+
 
 _INSTALLATION = rf"""
 user=$1 command=$2 node=$3

@@ -12,10 +12,13 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from facts.files import FileDigests
 from facts.openclaw import Installation, InstallationState, Wiring, run_as
 from operations.remote import call, fail
 
 FILE = "openclaw.json"
+SAVED_SUFFIX = ".local-llm-saved"
+"""Of the script's copy of the configuration, which is there only while it runs, or after it was killed."""
 KEYS = (
     ("agents", "defaults", "model"),
     ("agents", "defaults", "utilityModel"),
@@ -58,14 +61,18 @@ def wired(where: Where, wanted: Wanted, script: str) -> Generator[PyinfraCommand
     if failures := list(problems(where, installation)):
         yield call(lambda _state, host: fail(host, "\n".join([*failures, "Nothing was changed in OpenClaw."])))
         return
+    file = configuration_file(where, installation)
     found = host.get_fact(
         Wiring,
         user=where.user,
-        file=configuration_file(where, installation),
+        file=file,
         keys=(*KEYS, *key_paths(wanted.patch)),
         environment=environment(where, installation),
     )
-    if not (missing := list(differences(wanted, found))):
+    missing = list(differences(wanted, found))
+    if host.get_fact(FileDigests, paths=(f"{file}{SAVED_SUFFIX}",)):
+        missing.append("the end of a wiring that was interrupted")
+    if not missing:
         host.noop(f"the OpenClaw of {where.user} is wired")
         return
     host.log(f"OpenClaw lacks: {', '.join(missing)}")

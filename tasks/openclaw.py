@@ -147,6 +147,7 @@ def configuration_files(settings: Settings, patch: Mapping[str, Any]) -> list[Ma
             slim=settings.openclaw_slim,
             slim_plugin=SLIM_PLUGIN,
             slim_directory=SLIM_DIRECTORY,
+            saved_suffix=openclaw.SAVED_SUFFIX,
         ),
     ]
 
@@ -175,19 +176,29 @@ def where(settings: Settings) -> Where | None:
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Preflight: whether there is an OpenClaw that can be wired. Nothing where none is to be."""
-    whose = where(settings)
-    if whose is None:
-        return
-    installation = _installation(whose)
-    problems = list(openclaw.problems(whose, installation))
+    if whose := where(settings):
+        yield finding(whose, _installation(whose))
+
+
+def finding(whose: Where, installation: InstallationState) -> Finding:
+    """FAIL for what is wrong, WARN for an OpenClaw that is still to come: what wires it can be left on the host."""
+    remedies = list(openclaw.problems(whose, installation))
+    if installation.is_absent:
+        remedies.append(f"Then deploy again; what wires it is left in {DIRECTORY}.")
     found = f"{installation.version or 'unknown'}, Node.js {installation.node_version or 'unknown'}"
-    yield Finding(
+    return Finding(
         "openclaw",
-        Status.FAIL if problems else Status.PASS,
+        Status.WARN if installation.is_absent else Status.FAIL if remedies else Status.PASS,
         found if installation.command else "nothing",
         f"an installed OpenClaw of {whose.user}",
-        "\n".join(problems),
+        "\n".join(remedies),
     )
+
+
+def by_hand(whose: Where | None) -> str:
+    """The command that wires OpenClaw, for its user to run."""
+    told = {"OPENCLAW_STATE_DIR": whose.state_directory, "OPENCLAW": whose.command} if whose else {}
+    return " ".join([*(f"{name}={value}" for name, value in told.items() if value), "sh", SCRIPT])
 
 
 def _installation(whose: Where) -> InstallationState:
@@ -209,15 +220,15 @@ def _found(whose: Where) -> dict[str, Any]:
 
 @deploy("OpenClaw")
 def wire(settings: Settings) -> None:
-    """Leave the providers and a script that applies them on the host, and apply them where a user is named."""
+    """Leave the providers and a script that applies them on the host; apply them where a named user has OpenClaw."""
     whose = where(settings)
     wanted = patch(settings, {} if whose is None else _found(whose))
     files.managed(
         name="Write what OpenClaw needs",
         files=[*configuration_files(settings, wanted), *plugin_files(settings)],
     )
-    if whose is None:
-        host.log(f"To wire an OpenClaw, run as its user: sh {SCRIPT}")
+    if whose is None or _installation(whose).is_absent:
+        host.log(f"What wires OpenClaw is left in {DIRECTORY}. Run as its user: {by_hand(whose)}")
         return
     openclaw.wired(
         name=f"Wire the OpenClaw of {whose.user}",

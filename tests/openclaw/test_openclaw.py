@@ -20,12 +20,17 @@ BY_HAND = f"""// my own configuration
     mine: {{ baseUrl: "http://127.0.0.1:{DEAD_PORT}/v1", apiKey: "sk-mine", api: "openai-completions",
       models: [{{ id: "large", name: "Large", input: ["text"], contextWindow: 128000, maxTokens: 8192 }}],
     }} }} }},
-  agents: {{ defaults: {{ model: {{ primary: "mine/large", fallbacks: ["mine/other"] }} }} }},
+  agents: {{ defaults: {{
+    model: {{ primary: "mine/large", fallbacks: ["mine/other"] }},
+    models: {{ "mine/large": {{ alias: "big" }} }},
+    modelPolicy: {{ allow: ["mine/*"] }},
+  }} }},
   plugins: {{ entries: {{ "llm-task": {{ enabled: true }} }} }},
   tools: {{ alsoAllow: ["llm-task"] }},
 }}
 """
 LOCAL = "local-llm/tiny"
+DIRECTORY = "/etc/local-llm/openclaw"
 FASTER = 20
 
 
@@ -44,7 +49,6 @@ def dead_cloud_settings(url: str) -> dict[str, object]:
     ("settings", "words"),
     [
         ({"openclaw_user": "nobody-here"}, "there is no such user"),
-        ({"openclaw_user": NAME, "openclaw_command": "/opt/none"}, "no command /opt/none"),
         ({"openclaw_user": NAME, "openclaw_node": "/bin/true"}, "openclaw_node"),
     ],
 )
@@ -55,6 +59,28 @@ def test_what_cannot_be_wired_is_said_before_anything_is_written(
     assert not run.succeeded
     assert words in run.output
     assert user.sh(f"ls -A {HOME}/.openclaw 2>/dev/null", check=False) == ""
+
+
+def test_for_an_openclaw_that_is_still_to_come_file_and_commands_are_left(machine: Machine, user: OpenClawUser) -> None:
+    machine.sh(f"rm -rf {DIRECTORY}")
+    run = with_settings(machine, openclaw_user=NAME, openclaw_command="/opt/none").deploy()
+    assert run.succeeded, run.output
+    assert f"OPENCLAW=/opt/none sh {DIRECTORY}/apply.sh" in run.output
+    assert machine.sh(f"ls {DIRECTORY}").split() == ["apply.sh", "provider.json"]
+    assert user.sh(f"ls -A {HOME}/.openclaw 2>/dev/null", check=False) == ""
+
+
+def test_what_fails_after_the_write_is_put_back(machine: Machine, user: OpenClawUser) -> None:
+    user.write(BY_HAND)
+    machine.sh("systemctl stop local-llm-gateway")
+    try:
+        said = user.sh(f"sh {DIRECTORY}/apply.sh 2>&1", check=False)
+    finally:
+        machine.sh("systemctl start local-llm-gateway")
+    assert said.index("writing the providers") < said.index("ECONNREFUSED") < said.index("was put back")
+    assert user.text() == BY_HAND.strip()
+    assert user.machine.sh(f"stat -c '%U %a' {STATE}/openclaw.json") == f"{NAME} 600"
+    assert user.sh(f"ls {STATE} | grep local-llm") == "openclaw.json.before-local-llm"
 
 
 def test_a_configuration_that_openclaw_refuses_stays_as_it_is(user: OpenClawUser) -> None:
@@ -72,6 +98,8 @@ def test_wiring_adds_and_removes_nothing(user: OpenClawUser) -> None:
     assert run.succeeded, run.output
     config = user.config()
     assert config["agents"]["defaults"]["model"] == {"primary": "mine/large", "fallbacks": ["mine/other", LOCAL]}
+    assert config["agents"]["defaults"]["models"] == {"mine/large": {"alias": "big"}, LOCAL: {}}
+    assert config["agents"]["defaults"]["modelPolicy"] == {"allow": ["mine/*"]}
     assert config["agents"]["defaults"]["utilityModel"] == LOCAL
     assert config["models"]["providers"]["mine"]["apiKey"] == "sk-mine"
     assert config["plugins"]["entries"]["llm-task"]["config"]["defaultProvider"] == "local-llm"
@@ -107,8 +135,9 @@ def test_a_completion_goes_to_the_local_model(user: OpenClawUser) -> None:
 
 def test_a_turn_while_the_cloud_is_dead(user: OpenClawUser) -> None:
     """Without the gateway OpenClaw tries a dead cloud again and again, for a minute or more, before its fallback."""
-    # No other fallback: OpenClaw would try it with the same patience first.
-    user.write(BY_HAND.replace('fallbacks: ["mine/other"]', "fallbacks: []"))
+    # No other fallback: OpenClaw would try it with the same patience first. And it uses no primary that is not allowed.
+    by_hand = BY_HAND.replace('fallbacks: ["mine/other"]', "fallbacks: []")
+    user.write(by_hand.replace('allow: ["mine/*"]', 'allow: ["mine/*", "local-llm-router/*"]'))
     routing = with_settings(user.wired, **dead_cloud_settings(user.start_dead_cloud()))
     run = replace(routing, environment={"LOCAL_LLM_CLOUD_KEY": "a-key"}).deploy()
     assert run.succeeded, run.output

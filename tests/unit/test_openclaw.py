@@ -6,11 +6,15 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import operations.openclaw
+from facts.files import FileDigests
 from facts.openclaw import Installation, InstallationState, Wiring, parse_installation, run_as
+from operations.files import ManagedFile
 from operations.openclaw import (
     Wanted,
     Where,
@@ -25,6 +29,7 @@ from operations.openclaw import (
 )
 from settings import Settings
 from tasks import openclaw
+from tasks.planning import Status
 
 NODE_RANGE = ">=24.16.0 <25 || >=26.1.0"
 INSTALLED = InstallationState(
@@ -206,6 +211,67 @@ def test_what_an_installation_lacks_is_said(where: Where, changes: dict[str, str
 
 def test_a_good_installation_lacks_nothing() -> None:
     assert list(problems(CLAW, INSTALLED)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, Status.PASS),
+        ({"command": ""}, Status.WARN),
+        ({"home": "", "command": ""}, Status.FAIL),
+        ({"node_version": "20.19.2"}, Status.FAIL),
+    ],
+)
+def test_an_openclaw_that_is_still_to_come_does_not_stop_the_deploy(changes: dict[str, str], status: Status) -> None:
+    finding = openclaw.finding(CLAW, dataclasses.replace(INSTALLED, **changes))
+    assert finding.status is status
+    assert ("npm install -g openclaw" in finding.remedy) is (status is Status.WARN)
+    assert (openclaw.DIRECTORY in finding.remedy) is (status is Status.WARN)
+
+
+@pytest.mark.parametrize(
+    ("values", "installation", "outcome"),
+    [
+        (Settings(), InstallationState(), "said"),
+        (settings(), dataclasses.replace(INSTALLED, command=""), "said"),
+        (settings(), INSTALLED, "wired"),
+    ],
+)
+def test_what_wires_an_openclaw_is_always_left_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, values: Settings, installation: InstallationState, outcome: str
+) -> None:
+    left: list[ManagedFile] = []
+    done: list[str] = []
+    facts = {Installation: installation, Wiring: {}}
+    host = SimpleNamespace(log=lambda _: done.append("said"), get_fact=lambda fact, **_: facts[fact])
+    monkeypatch.setattr(openclaw, "host", host)
+    monkeypatch.setattr(openclaw.files, "managed", lambda files, **_: left.extend(files))
+    monkeypatch.setattr(openclaw.openclaw, "wired", lambda **_: done.append("wired"))
+    vars(openclaw.wire)["_inner"](values)
+    assert [file.path for file in left] == [openclaw.PATCH, openclaw.SCRIPT]
+    assert done == [outcome]
+
+
+@pytest.mark.parametrize(("is_wired", "interrupted", "runs"), [(True, False, 0), (True, True, 1), (False, False, 1)])
+def test_what_is_not_wired_or_only_half_is_wired(
+    monkeypatch: pytest.MonkeyPatch, is_wired: bool, interrupted: bool, runs: int
+) -> None:
+    wish = wanted(settings())
+    saved = "/home/claw/.openclaw/openclaw.json.local-llm-saved"
+    facts: dict[type, Any] = {
+        Installation: lambda **_: INSTALLED,
+        Wiring: lambda **_: applied(wish) if is_wired else {},
+        FileDigests: lambda paths: dict.fromkeys(paths, "there") if interrupted and saved in paths else {},
+    }
+    host = SimpleNamespace(get_fact=lambda fact, **named: facts[fact](**named), log=str, noop=str)
+    monkeypatch.setattr(operations.openclaw, "host", host)
+    assert len(list(vars(operations.openclaw.wired)["_inner"](CLAW, wish, "script"))) == runs
+
+
+def test_the_command_by_hand_says_where_openclaw_is() -> None:
+    assert openclaw.by_hand(None) == openclaw.by_hand(CLAW) == f"sh {openclaw.SCRIPT}"
+    elsewhere = Where("claw", state_directory="/srv/claw", command="/opt/claw")
+    assert openclaw.by_hand(elsewhere) == f"OPENCLAW_STATE_DIR=/srv/claw OPENCLAW=/opt/claw sh {openclaw.SCRIPT}"
 
 
 def test_the_configuration_lies_in_the_home_or_where_it_is_said() -> None:

@@ -1,6 +1,8 @@
 """The script that wires OpenClaw, run with a command line that stands in for OpenClaw's and can fail."""
 
+import json
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,13 @@ from settings import Settings
 from tasks import openclaw
 from tasks.rendering import TEMPLATES
 
-# Writes what was asked of it to `calls`; every writing command changes the file; fails where FAIL_AT matches.
+# Writes what was asked of it to `calls`; every writing command changes the file; fails where FAIL_AT matches, and kills
+# the script and itself where KILL_AT does.
 CLI = """#!/bin/sh
 echo "$*" >> "$HOME/calls"
 case "$*" in
     *"$FAIL_AT"*) echo "OpenClaw's own words"; exit 1 ;;
+    *"$KILL_AT"*) kill -KILL 0 ;;
     *--dry-run* | "config validate"* | infer*) ;;
     *) echo "{\\"written by\\": \\"$1 $2\\"}" > "$HOME/.openclaw/openclaw.json" ;;
 esac
@@ -42,13 +46,15 @@ class Home:
     def others(self) -> set[str]:
         return {file.name for file in self.file.parent.iterdir()} - {self.file.name}
 
-    def run(self, *arguments: str, fail_at: str = "nothing") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, fail_at: str = "nothing", kill_at: str = "nothing"
+    ) -> subprocess.CompletedProcess[str]:
         (self.path / "calls").unlink(missing_ok=True)
         return subprocess.run(
             ["/bin/sh", str(self.script), *arguments],
-            env={"PATH": os.environ["PATH"], "HOME": str(self.path), "FAIL_AT": fail_at,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.path), "FAIL_AT": fail_at, "KILL_AT": kill_at,
                  "OPENCLAW": str(self.path / "openclaw")},
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, start_new_session=True,
         )  # fmt: skip
 
 
@@ -125,6 +131,37 @@ def test_where_there_was_no_configuration_none_stays_after_a_failure(home: Home)
     assert home.run(fail_at="config validate").returncode == 1
     assert not home.file.exists()
     assert home.others() == set()
+
+
+def test_after_a_kill_the_next_run_begins_with_what_was_there(home: Home) -> None:
+    home.file.write_text(BY_HAND)
+    home.file.chmod(0o600)
+    assert home.run(kill_at="config validate").returncode == -signal.SIGKILL
+    left = home.file.read_text()
+    assert left != BY_HAND
+    done = home.run(fail_at="--dry-run")
+    assert "an earlier run was interrupted" in done.stdout
+    assert home.file.read_text() == BY_HAND
+    assert home.file.stat().st_mode & 0o777 == 0o600
+    assert home.others() == {"openclaw.json.before-local-llm", "openclaw.json.local-llm-interrupted"}
+    assert (home.file.parent / "openclaw.json.local-llm-interrupted").read_text() == left
+
+
+def test_every_configuration_that_an_interrupted_run_left_is_kept(home: Home) -> None:
+    home.file.write_text(BY_HAND)
+    for _ in range(2):
+        home.run(kill_at="config validate")
+        home.file.write_text(json.dumps({"changed": "since"}))
+    assert home.run().returncode == 0
+    assert len([name for name in home.others() if "interrupted" in name]) == 2
+
+
+def test_a_copy_that_was_cut_short_is_never_put_back(home: Home) -> None:
+    home.file.write_text(BY_HAND)
+    (home.file.parent / "openclaw.json.local-llm-saved.new").write_text(BY_HAND[:5])
+    home.run(fail_at="config validate")
+    assert home.file.read_text() == BY_HAND
+    assert home.others() == {"openclaw.json.before-local-llm"}
 
 
 def test_former_fallbacks_are_removed_by_name(home: Home) -> None:

@@ -136,6 +136,13 @@ def test_the_access_log_has_no_place_for_a_prompt() -> None:
         assert not re.search(r"%HU|%r|%HQ|%hr|%hs", log_format)
 
 
+def test_the_limit_by_the_minute_leaves_the_hosts_own_checks_alone() -> None:
+    """A refused check would look like a model that hangs."""
+    configuration = gateway.configuration_file(CLOUD, "stamp").content
+    [tracked] = [line.strip() for line in configuration.splitlines() if "table api_rate" in line]
+    assert tracked.endswith(" unless { var(txn.reason) -m str probe }")
+
+
 def test_what_stays_here_has_no_way_to_the_cloud() -> None:
     sections = re.split(r"^(?=\w+ \w+$)", gateway.configuration_file(CLOUD, "stamp").content, flags=re.MULTILINE)
     servers = {section.split()[1]: re.findall(r"^\s+server \S+ (\S+)", section, re.MULTILINE) for section in sections}
