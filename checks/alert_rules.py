@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,10 @@ _MARGIN = 0.03
 """How far a measure must be on the good side of its limit to count as good."""
 _FLAPPING_DOUBLINGS = 6
 _EVENTS_KEPT = 200
+_HOURS_KEPT = 8 * 24
 
+_COUNTERS = ("oom_kills", "gateway_oom_kills", "restarts", "gateway_restarts")
+"""Of a sample; each growth is an event."""
 _DEAD = ("failed", "inactive")
 _ON_ITS_WAY = ("activating", "deactivating", "reloading")
 
@@ -129,8 +132,9 @@ class State:
     """All that is remembered between samples.
 
     `counters` are the last values of counters that only grow; `events` the times of what they counted;
-    `hours` maps an hour since the epoch to seconds [down, known]; `answers` is [count, seconds, squared seconds] of the
-    local model's answers, collected until their mean says something.
+    `hours` maps an hour since the epoch to seconds [down, known]. What was written last of both is kept, whatever its
+    time, so that a wrong clock makes nothing forgotten. `answers` is [count, seconds, squared seconds] of the local
+    model's answers, collected until their mean says something.
     """
 
     alerts: dict[str, Alert] = field(default_factory=dict)
@@ -182,15 +186,13 @@ def _count(alert: Alert, verdict: Verdict) -> None:
 
 def _event(limits: Limits, alert: Alert, verdict: Verdict | None, now: float) -> Event | None:
     """What has become of the alert with this verdict; changes `since`, `told` and `raised` where it is raised."""
-    # Whatever the clock did: the future has not happened.
-    alert.raised = [time for time in alert.raised if now - DAY_SECONDS < time <= now]
     if alert.since is None:
         if verdict is None or not verdict.bad or not (verdict.at_once or alert.bad >= limits.after):
             return None
         alert.since = alert.told = now
-        alert.raised.append(now)
+        alert.raised = [*alert.raised, now][-_FLAPPING_DOUBLINGS - 1 :]
         return "raised"
-    if verdict is not None and not verdict.bad and alert.good >= clear_after(limits, alert):
+    if verdict is not None and not verdict.bad and alert.good >= _clear_after(limits, alert, now):
         return "cleared"
     if limits.reminder_seconds is not None and not 0 <= now - (alert.told or 0.0) < limits.reminder_seconds:
         alert.told = now
@@ -198,10 +200,14 @@ def _event(limits: Limits, alert: Alert, verdict: Verdict | None, now: float) ->
     return None
 
 
-def clear_after(limits: Limits, alert: Alert) -> int:
+def _clear_after(limits: Limits, alert: Alert, now: float) -> int:
     """Good samples in a row that clear it: twice as many with every time that it came back within a day."""
-    doublings = max(0, min(len(alert.raised) - 1, _FLAPPING_DOUBLINGS))
-    return limits.clear_after << doublings
+    return limits.clear_after << max(0, _within(DAY_SECONDS, alert.raised, now) - 1)
+
+
+def _within(seconds: float, times: Sequence[float], now: float) -> int:
+    """How many of them lie in the last seconds. Whatever the clock did: the future has not happened."""
+    return sum(now - seconds < time <= now for time in times)
 
 
 def _message(name: str, alert: Alert, event: Event, now: float) -> Message:
@@ -212,18 +218,17 @@ def _message(name: str, alert: Alert, event: Event, now: float) -> Message:
 
 def _remember(limits: Limits, state: State, seen: Seen, now: float) -> None:
     sample = seen.sample
-    _add_events(state, "oom_kills", _grown(state, "oom_kills", sample.oom_kills), now)
-    _add_events(state, "restarts", _grown(state, "restarts", sample.restarts), now)
+    for name in _COUNTERS:
+        _add_events(state, name, _grown(state, name, getattr(sample, name)), now)
     _add_events(state, "heals", int(sample.healed is not None), now)
-    up = None if seen.paused else _answers(sample)
+    up = None if seen.paused else sample.up
     if up is not None:
         hour = state.hours.setdefault(str(int(now // HOUR_SECONDS)), [0.0, 0.0])
         # A gap before the sample is nobody's time.
         span = min(sample.window_seconds or limits.interval_seconds, limits.interval_seconds)
         hour[0] += 0.0 if up else span
         hour[1] += span
-    kept = range(int(now // HOUR_SECONDS) - max(_UPTIME_WINDOWS.values()), int(now // HOUR_SECONDS) + 1)
-    state.hours = {hour: seconds for hour, seconds in state.hours.items() if int(hour) in kept}
+    state.hours = dict(list(state.hours.items())[-_HOURS_KEPT:])
     if local := sample.responses.get("local"):
         state.answers = [before + more for before, more in zip(state.answers, _moments(local), strict=True)]
 
@@ -248,13 +253,12 @@ def _moments(answers: Histogram) -> tuple[float, float, float]:
 
 
 def _add_events(state: State, name: str, count: int, now: float) -> None:
-    recent = [time for time in state.events.get(name, []) if now - HOUR_SECONDS < time <= now]
-    state.events[name] = [*recent, *[now] * count][-_EVENTS_KEPT:]
+    state.events[name] = [*state.events.get(name, []), *[now] * count][-_EVENTS_KEPT:]
 
 
-def _answers(sample: Sample) -> bool | None:
-    """Whether the API served, as far as the sample says."""
-    return None if sample.api is None else sample.api == "ok" and sample.probe != "failed"
+def _recent(state: State, name: str, seen: Seen) -> int:
+    """Events of the last hour."""
+    return _within(HOUR_SECONDS, state.events.get(name, []), seen.sample.time)
 
 
 # The rules
@@ -265,7 +269,7 @@ def _api_down(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
     if seen.paused or sample.api is None:
         return None
     booting = sample.uptime_seconds is not None and sample.uptime_seconds < _BOOT_SECONDS
-    heals = len(state.events.get("heals", []))
+    heals = _recent(state, "heals", seen)
     told = f" (restarted {_times(heals)} in the last hour)" if heals else ""
     units = {"local-llm.service": sample.service, "local-llm-gateway.service": sample.gateway}
     dead = [f"{unit} is {how}" for unit, how in units.items() if how in _DEAD]
@@ -282,6 +286,12 @@ def _api_down(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
         return Verdict(True, text + told, at_once=sample.api == "refused" and settled)
     if sample.probe == "failed":
         return Verdict(True, "the API answers, but the model completes nothing" + told)
+    if not sample.up:
+        return Verdict(
+            True,
+            "the gateway refuses requests to the model. Where somebody took it out by hand, this brings it back: "
+            "sudo systemctl reload local-llm-gateway",
+        )
     return GOOD
 
 
@@ -294,9 +304,13 @@ def _memory(limits: Limits, _state: State, seen: Seen) -> Verdict | None:
 
 
 def _oom_kill(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
-    kills = len(state.events["oom_kills"])
-    if kills:
-        return Verdict(True, f"the kernel killed local-llm for lack of memory, {_times(kills)} in the last hour", True)
+    killed = {
+        "local-llm": _recent(state, "oom_kills", seen),
+        "local-llm-gateway": _recent(state, "gateway_oom_kills", seen),
+    }
+    if any(killed.values()):
+        units = " and ".join(f"{unit} {_times(count)}" for unit, count in killed.items() if count)
+        return Verdict(True, f"the kernel killed {units} in the last hour for lack of memory", at_once=True)
     return None if seen.sample.oom_kills is None else GOOD
 
 
@@ -320,7 +334,7 @@ def _uptime(limits: Limits, state: State, seen: Seen) -> Verdict | None:
     allowed = 1 - limits.uptime_percent / 100
     hour_now = int(seen.sample.time // HOUR_SECONDS)
     for words, hours in _UPTIME_WINDOWS.items():
-        down = sum(seconds[0] for hour, seconds in state.hours.items() if int(hour) > hour_now - hours)
+        down = sum(state.hours.get(str(hour), [0.0])[0] for hour in range(hour_now - hours + 1, hour_now + 1))
         share = down / (hours * HOUR_SECONDS)
         if share > allowed:
             text = f"down for {down / 60:.0f} min of {words}: {100 * (1 - share):.2f} % uptime, the goal is "
@@ -338,9 +352,14 @@ def _disk(limits: Limits, _state: State, seen: Seen) -> Verdict | None:
 
 
 def _restart_loop(limits: Limits, state: State, seen: Seen) -> Verdict | None:
-    restarts = len(state.events["restarts"]) + len(state.events["heals"])
-    if restarts >= limits.restarts_per_hour:
-        return Verdict(True, f"local-llm was restarted {_times(restarts)} in the last hour", at_once=True)
+    restarts = {
+        "local-llm crashed": _recent(state, "restarts", seen),
+        "local-llm-gateway crashed": _recent(state, "gateway_restarts", seen),
+        "the health check restarted one of them": _recent(state, "heals", seen),
+    }
+    if sum(restarts.values()) >= limits.restarts_per_hour:
+        what = " and ".join(f"{words} {_times(count)}" for words, count in restarts.items() if count)
+        return Verdict(True, f"{what} in the last hour", at_once=True)
     return None if seen.sample.restarts is None else GOOD
 
 
@@ -353,6 +372,11 @@ def _cloud_down(_limits: Limits, _state: State, seen: Seen) -> Verdict | None:
 def _cloud_refused(_limits: Limits, _state: State, seen: Seen) -> Verdict | None:
     if seen.sample.cloud == "down":
         return Verdict(True, seen.cloud_text) if seen.cloud_refused and not seen.paused else None
+    refused = seen.sample.cloud_refusals
+    answered = any(key.startswith("cloud/") and key.endswith("/2xx") for key in seen.sample.requests)
+    if refused and not answered:
+        statuses = ", ".join(f"HTTP status {status} {_times(count)}" for status, count in sorted(refused.items()))
+        return None if seen.paused else Verdict(True, f"the cloud refuses every request: {statuses}", at_once=True)
     return _cloud_is_good(seen)
 
 
@@ -397,17 +421,26 @@ RULES: Mapping[str, Rule] = {
     "oom-kill": Rule(
         "critical",
         _oom_kill,
-        "Requests in flight were lost. A smaller context_tokens or prompt_cache_mib helps, or a larger memory_max_mib "
-        "where the machine has it; then deploy",
+        "Requests in flight were lost. For local-llm a smaller context_tokens or prompt_cache_mib helps, or a larger "
+        "memory_max_mib where the machine has it; then deploy",
     ),
-    "restart-loop": Rule("critical", _restart_loop, "Why it ends each time: sudo journalctl -u local-llm -n 100"),
+    "restart-loop": Rule(
+        "critical",
+        _restart_loop,
+        "Why it ends each time: sudo journalctl -u local-llm -u local-llm-gateway -n 100",
+    ),
     "disk": Rule(
         "critical",
         _disk,
         "What takes the space: sudo du -xh --max-depth=3 / | sort -h | tail; old journals: "
         "sudo journalctl --vacuum-size=200M",
     ),
-    "cloud-refused": Rule("critical", _cloud_refused, "What exactly, and what helps: sudo local-llm status"),
+    "cloud-refused": Rule(
+        "critical",
+        _cloud_refused,
+        "What exactly, and what helps: sudo local-llm status. Where that says up, it refuses only requests: see to the "
+        "key and the account at the provider",
+    ),
     "drill-failed": Rule(
         "critical", _drill_failed, "What failed: sudo local-llm status. Try again: sudo local-llm drill"
     ),

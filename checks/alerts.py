@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from checks import alert_rules, delivery, health, recall
 from checks.alert_rules import Limits, Message, Seen, State
-from checks.config import ALERT_UNITS, DEPLOY_LOCK, SAMPLES
+from checks.config import ALERT_UNITS, SAMPLES
 from checks.result import Status
 from checks.samples import Store
 
@@ -100,11 +100,11 @@ def _untold(found: dict[str, Any]) -> list[Message]:
 def _seen(config: Config, host: Host, store: Store | None, sample: Sample) -> Seen:
     if store is None:
         # Without a history the sample counts kills of days ago.
-        sample = replace(sample, oom_kills=None)
+        sample = replace(sample, oom_kills=None, gateway_oom_kills=None)
     found = _diagnosis(config, host) if sample.cloud == "down" else None
     return Seen(
         sample,
-        paused=_is_paused(host),
+        paused=_is_paused(host, sample),
         cloud_text=f"the cloud is {found.text}" if found else "",
         cloud_refused=found is not None and found.status is Status.FAIL,
     )
@@ -122,15 +122,10 @@ def _diagnosis(config: Config, host: Host) -> Diagnosis | None:
         return None
 
 
-def _is_paused(host: Host) -> bool:
-    """Whether a deploy or a drill is at work."""
-    try:
-        with health.lock(str(host.path(DEPLOY_LOCK))):
-            return False
-    except health.AlreadyRunningError:
-        return True
-    except OSError:
-        return False
+def _is_paused(host: Host, sample: Sample) -> bool:
+    """Whether a deploy or a drill was at work when the sample was taken, or is now; not one that never ends."""
+    locked = sample.locked_seconds is not None or health.is_locked(host)
+    return locked and not health.is_overdue(sample.locked_seconds)
 
 
 def _reason(host: Host, since: float) -> str:

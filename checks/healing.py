@@ -1,7 +1,7 @@
 """A service that runs but does not answer is restarted: what systemd cannot see, because the process is there.
 
-Never while a deploy or a drill holds its lock, never a unit that somebody stopped, never a model that is being loaded,
-and only so often an hour.
+Never while a deploy or a drill holds its lock, for two hours at most, never a unit that somebody stopped, never a model
+that is being loaded, and only so often an hour.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from checks.systemd import Unit
 
 _KEY = "healing"
+_GATEWAY_HANGS = ("timeout", "refused", "broken")
+"""What the API looks like where the gateway hangs; for a model that hangs it answers itself."""
 _HOUR_SECONDS = 3600.0
 _SOCKET_SECONDS = 3.0
 _RESTART_SECONDS = 10.0
 _YOUNG_SECONDS = 30.0
 """A process is given this long to make its socket."""
+_APART_INTERVALS = 0.5
+"""Failures that lie closer together count once: somebody looks by hand."""
 _PATIENCE_INTERVALS = 3
 """Failures that lie further apart are not in a row: the machine was off, or nobody looked."""
 
@@ -53,17 +57,26 @@ def heal(config: Config, host: Host, store: Store | None, sample: Sample) -> str
         return None
     try:
         with health.lock(str(host.path(DEPLOY_LOCK))):
-            return _restarted(config, host, store, before, hang)
+            return _restarted(config, host, store, sample, before, hang)
     except health.AlreadyRunningError:
+        if not health.is_overdue(sample.locked_seconds):
+            return None
+        return _restarted(config, host, store, sample, before, hang)
+
+
+def _restarted(
+    config: Config, host: Host, store: Store | None, sample: Sample, before: Mapping[str, Any], hang: Hang
+) -> str | None:
+    # The wall clock may be set back and forth.
+    now = host.monotonic()
+    known = before if before.get("boot") == sample.boot_id else {}
+    failures = _failures(config, known, hang, now)
+    if failures is None:
         return None
-
-
-def _restarted(config: Config, host: Host, store: Store | None, before: Mapping[str, Any], hang: Hang) -> str | None:
-    now = host.now()
-    failures = _failures(config, before, hang, now) + 1
-    times = [time for time in before.get("times", []) if now - _HOUR_SECONDS < time <= now]
+    times = [time for time in known.get("times", []) if now - _HOUR_SECONDS < time <= now]
     due = failures >= config.healing.after_failures and len(times) < config.healing.restarts_per_hour
     after = {
+        "boot": sample.boot_id,
         "unit": hang.unit,
         "pid": hang.pid,
         "failures": 0 if due else failures,
@@ -82,11 +95,15 @@ def _restarted(config: Config, host: Host, store: Store | None, before: Mapping[
     return f"restarted {hang.unit}: {hang.why}, {checks}"
 
 
-def _failures(config: Config, before: Mapping[str, Any], hang: Hang, now: float) -> int:
-    """How often the same process has hung before, in a row."""
-    patience = _PATIENCE_INTERVALS * config.health_interval_minutes * 60
-    same = before.get("unit") == hang.unit and before.get("pid") == hang.pid
-    return int(before.get("failures", 0)) if same and 0 <= now - float(before.get("time", 0)) <= patience else 0
+def _failures(config: Config, known: Mapping[str, Any], hang: Hang, now: float) -> int | None:
+    """How many checks in a row have found the same process hung; None where this one came too soon to count."""
+    if (known.get("unit"), known.get("pid")) != (hang.unit, hang.pid):
+        return 1
+    failures = int(known["failures"])
+    intervals = (now - float(known["time"])) / (config.health_interval_minutes * 60)
+    if not failures or not 0 <= intervals <= _PATIENCE_INTERVALS:
+        return 1
+    return failures + 1 if intervals >= _APART_INTERVALS else None
 
 
 def _hang(config: Config, host: Host, sample: Sample) -> Hang | None:
@@ -97,6 +114,8 @@ def _hang(config: Config, host: Host, sample: Sample) -> Hang | None:
         service, gateway = host.units(config.service_unit, config.gateway_unit)
     except (OSError, TimeoutError):
         return None
+    if sample.api in _GATEWAY_HANGS and _settled(host, gateway) and not _answers(config):
+        return Hang(gateway.name, gateway.pid, f"it runs, but {_api_words(sample.api)}")
     if not _settled(host, service):
         return None
     direct = probe.over_socket(str(host.path(config.socket)), _SOCKET_SECONDS)
@@ -106,9 +125,18 @@ def _hang(config: Config, host: Host, sample: Sample) -> Hang | None:
         return Hang(service.name, service.pid, f"it runs, but on its socket: {direct.detail}")
     if sample.probe == "failed":
         return Hang(service.name, service.pid, "it runs, but completes nothing")
-    if sample.api in ("timeout", "refused", "broken") and _settled(host, gateway):
+    if sample.api in _GATEWAY_HANGS and _settled(host, gateway):
         return Hang(gateway.name, gateway.pid, f"it runs, but {_api_words(sample.api)}")
     return None
+
+
+def _answers(config: Config) -> bool:
+    """Whether the gateway shows its counters, for which it asks nobody."""
+    try:
+        probe.get(config.metrics_url, _SOCKET_SECONDS)
+    except OSError:
+        return False
+    return True
 
 
 def _settled(host: Host, unit: Unit) -> bool:

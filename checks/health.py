@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checks import cgroup, gateway, journal, machine, probe
-from checks.config import DRILL_RECORD
+from checks.config import DEPLOY_LOCK, DRILL_RECORD
 from checks.host import MIB
 from checks.memory import NEAR_LIMIT
-from checks.samples import HEALTH, Sample
+from checks.samples import HEALTH, Sample, window_seconds
 
 if TYPE_CHECKING:
     from checks.config import Config
@@ -42,6 +42,17 @@ _PROBE_PATH = "/v1/completions"
 _PROBE_PROMPT = "a"
 _PROBE_SECONDS = 10.0
 _SETTLE_SECONDS = 0.2
+_MODEL_BROKE_OFF = (502, 504)
+"""What the gateway itself says of a model that broke off its answer or was silent."""
+
+_STEP_SECONDS = 300.0
+"""More than one step of work takes: 2,048 tokens of a prompt, which are 45 s on 2 quiet cores."""
+_SILENT_PATIENCE = 3
+"""How many times as long a server may be silent: a whole prompt of 16,384 tokens takes 6 minutes."""
+_CRON_SECONDS = 10.0
+"""By so much two runs of cron may be closer together than the interval."""
+
+_LOCKED_SECONDS = 2 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ def measure(config: Config, host: Host, window: Window | None = None, before: Sa
     """Look at everything once; what cannot be read becomes a reason, never an exception.
 
     `window` is what the journal tells of the time since `before`, the sample that was stored last. Without it the model
-    is not asked for a token, because nobody knows whether that would push a user's prompt out of its cache.
+    is not asked for a token, because nobody knows whether that would push a user's prompt out of its cache. Where
+    systemd does not answer, what needs it is not known; what was counted is.
     """
     known: dict[str, Any] = {
         "time": int(host.now()),
@@ -65,41 +77,57 @@ def measure(config: Config, host: Host, window: Window | None = None, before: Sa
         "memory_limit_bytes": config.memory_max_mib * MIB,
         "drill_ok": _drill_ok(host),
         **machine.look(host),
+        **_counted(window),
     }
+    passed = window_seconds(Sample(**known), before)
+    known["locked_seconds"] = locked = _locked_seconds(host, before, passed)
     api = probe.over_tcp(config.api_url)
     known |= {"api": api.state, "api_seconds": api.milliseconds / 1000 if api.ok else None}
     try:
         service, front = host.units(config.service_unit, config.gateway_unit)
     except (OSError, TimeoutError) as error:
-        reasons = (str(error), *_api(api))
-        return Sample(**known, service="unknown", gateway="unknown", probe="none", ok=False, reasons=reasons)
+        kills, oom_reasons = _oom(config, host, None, 0, window, before)
+        reasons = (str(error), *_api(api), *oom_reasons, *_overdue(locked))
+        return Sample(**known, **kills, service="unknown", gateway="unknown", probe="none", ok=False, reasons=reasons)
 
     memory = cgroup.read(host, service)
     rss = resident_bytes(host, service)
     local, cloud = _sides(config, host)
-    oom_kills, oom_reasons = _oom(config, host, service, memory, window, before)
-    state, seconds, probe_reasons = _probed(config, host, window, local) if api.ok else ("none", None, ())
+    kills, oom_reasons = _oom(config, host, service, memory.oom_kills or 0, window, before)
+    tokens = machine.tokens(config) if service.active else {}
+    stalled = None
+    if local and _is_busy(local):
+        up = service.uptime_seconds(host.monotonic())
+        stalled = _stalled_seconds(tokens.get("decodes"), up, window, before, passed)
+    asked = _Asked("none")
+    if api.ok and config.health_probe and window and local:
+        if stalled is None:
+            asked = _probed(config, host, window, local)
+        else:
+            asked = _waited(config, stalled, is_told="decodes" in tokens)
     reasons = (
         *(f"{unit.name} is {unit.active_state}" for unit in (service, front) if not unit.active),
         *_api(api),
-        *probe_reasons,
+        *asked.reasons,
         *_memory(config, rss),
         *oom_reasons,
+        *_overdue(locked),
     )
     return Sample(
         **known,
-        **machine.tokens(config) if service.active else {},
-        **_counted(window),
+        **kills,
+        **tokens,
+        stalled_seconds=stalled,
         service=service.active_state,
         gateway=front.active_state,
-        probe=state,
-        probe_seconds=seconds,
+        probe=asked.state,
+        probe_seconds=asked.seconds,
         cpu_seconds=machine.cpu_seconds(host, service.pid) if service.pid else None,
         rss_bytes=rss,
         memory_bytes=memory.current_bytes if service.pid else None,
         memory_peak_bytes=memory.peak_bytes if service.pid else None,
         restarts=service.restarts,
-        oom_kills=oom_kills,
+        gateway_restarts=front.restarts,
         queue=local.waiting if local else None,
         cloud=_cloud(config, cloud),
         ok=not reasons,
@@ -226,6 +254,38 @@ def _open_lock(path: str) -> int | None:
     raise OSError(f"{path} cannot be made a lock")
 
 
+def is_locked(host: Host) -> bool:
+    """Whether a deploy or a drill is at work, as far as root can tell; others leave the lock alone."""
+    if not host.is_root:
+        return False
+    try:
+        with lock(str(host.path(DEPLOY_LOCK))):
+            return False
+    except AlreadyRunningError:
+        return True
+    except OSError:
+        return False
+
+
+def is_overdue(locked_seconds: float | None) -> bool:
+    """Whether the lock has been held for longer than any deploy or drill takes, so that it pauses nothing any more."""
+    return locked_seconds is not None and locked_seconds >= _LOCKED_SECONDS
+
+
+def _locked_seconds(host: Host, before: Sample | None, passed: float | None) -> float | None:
+    if not is_locked(host):
+        return None
+    held = before.locked_seconds if before else None
+    return 0.0 if held is None else held + (passed or 0.0)
+
+
+def _overdue(locked_seconds: float | None) -> tuple[str, ...]:
+    if locked_seconds is None or not is_overdue(locked_seconds):
+        return ()
+    minutes = f"{locked_seconds / 60:.0f} min"
+    return (f"a deploy or a drill has held its lock for {minutes}, so that it pauses no alert and no healing any more",)
+
+
 def _api(answer: probe.Answer) -> tuple[str, ...]:
     return () if answer.ok else (f"the API does not answer as it should: {answer.detail}",)
 
@@ -237,45 +297,90 @@ def _memory(config: Config, rss: int | None) -> tuple[str, ...]:
 
 
 def _oom(
-    config: Config, host: Host, unit: Unit, memory: cgroup.Memory, window: Window | None, before: Sample | None
-) -> tuple[int | None, tuple[str, ...]]:
-    """Kills, and a reason to fail if one happened since the last scheduled run.
+    config: Config, host: Host, service: Unit | None, counter: int, window: Window | None, before: Sample | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Kills of both units, and a reason to fail for each that had one since the last scheduled run.
 
-    With a window they are counted on from the sample before; without one, they are those that the kernel or the journal
-    still know.
+    They are counted on from the sample before; `counter` is what the kernel knows of the service since its start.
+    Without a history they are those that the kernel or the journal still know.
     """
-    counter = memory.oom_kills or 0
-    since = ("the kernel killed it for lack of memory since the last check",)
+    known = before.oom_kills if before else None
+    gateway_kills = before.gateway_oom_kills if before else None
+    new = False
+    kills: int | None = None
+    if window is not None or known is not None:
+        kills = max((known or 0) + (window.oom_kills if window else 0), counter)
+        new = kills > (known or 0)
+    elif service is not None:
+        kills, new = _still_known(config, host, service, counter)
     if window is not None:
-        known = (before.oom_kills if before else None) or 0
-        kills = max(known + window.oom_kills, counter)
-        return kills, since if kills > known else ()
-    if unit.active and not unit.restarts:
-        killed = (f"the kernel killed {counter} of its processes for lack of memory",)
-        return counter, killed if counter else ()
+        gateway_kills = (gateway_kills or 0) + window.gateway_oom_kills
+    killed = ((config.service_unit, new), (config.gateway_unit, window is not None and window.gateway_oom_kills > 0))
+    reasons = (f"the kernel killed {unit} for lack of memory since the last check" for unit, was in killed if was)
+    return {"oom_kills": kills, "gateway_oom_kills": gateway_kills}, tuple(reasons)
+
+
+def _still_known(config: Config, host: Host, service: Unit, counter: int) -> tuple[int | None, bool]:
+    """Kills of the service, and whether one is new, as the kernel or the journal tells."""
+    if service.active and not service.restarts:
+        return counter, counter > 0
     try:
-        times = journal.times(host, journal.oom_kills(unit.name), config.log_retention_days)
+        times = journal.times(host, journal.oom_kills(service.name), config.log_retention_days)
     except OSError:
-        return None, ()
-    recent = [time for time in times if host.now() - time <= config.health_interval_minutes * 60]
-    return max(len(times), counter), since if recent else ()
+        return None, False
+    recent = any(host.now() - time <= config.health_interval_minutes * 60 for time in times)
+    return max(len(times), counter), recent
 
 
-def _probed(
-    config: Config, host: Host, window: Window | None, local: gateway.Server | None
-) -> tuple[str, float | None, tuple[str, ...]]:
-    """How asking the model for one token went, how long it took, and a reason to fail.
+def _is_busy(local: gateway.Server) -> bool:
+    return local.working > 0 or local.waiting > 0
 
-    It is not asked where that is switched off or where nobody knows what it does ("none"), while it works for users
-    ("skipped-busy"), and where it has answered one since the last check: that proves as much, and the probe would push
-    the prompt of that user out of the model's cache ("skipped-traffic").
+
+def _stalled_seconds(
+    decodes: int | None, up_seconds: float | None, window: Window | None, before: Sample | None, passed: float | None
+) -> float:
+    """How long the same process has been busy without a step of its work (`decodes`) and without an answer.
+
+    A counter that is not told is no progress.
     """
-    if not config.health_probe or window is None or local is None:
-        return "none", None, ()
-    if local.working or local.waiting:
-        return "skipped-busy", None, ()
+    if before is None or before.stalled_seconds is None or window is None or window.local_answers:
+        return 0.0
+    moved = decodes is not None and decodes != before.decodes
+    if moved or passed is None or up_seconds is None or up_seconds < passed:
+        return 0.0
+    return before.stalled_seconds + passed
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How asking the model for one token went, as in `Sample.probe`, how long it took, and a reason to fail."""
+
+    state: str
+    seconds: float | None = None
+    reasons: tuple[str, ...] = ()
+
+
+def _waited(config: Config, stalled_seconds: float, *, is_told: bool) -> _Asked:
+    """A model at work for users is not asked; it fails where it works on without getting anything done.
+
+    `is_told`: llama-server told its counter. Where it did not, it may have been in the middle of a long step.
+    """
+    patience = max(config.health_interval_minutes * 60.0, _STEP_SECONDS) - _CRON_SECONDS
+    if stalled_seconds < (patience if is_told else _SILENT_PATIENCE * patience):
+        return _Asked("skipped-busy")
+    minutes = f"{stalled_seconds / 60:.0f} min"
+    return _Asked("failed", reasons=(f"the model has been busy for {minutes} without getting anything done",))
+
+
+def _probed(config: Config, host: Host, window: Window, local: gateway.Server) -> _Asked:
+    """Ask the idle model for one token.
+
+    Not where it has answered one since the last check: that proves as much, and the probe would push the prompt of that
+    user out of the model's cache ("skipped-traffic"). An answer of the gateway's own ("refused") tells nothing of the
+    model.
+    """
     if window.local_answers:
-        return "skipped-traffic", None, ()
+        return _Asked("skipped-traffic")
     body = json.dumps({"model": config.model.name, "prompt": _PROBE_PROMPT, "max_tokens": 1})
     headers = (("Content-Type", "application/json"), ("X-LLM-Probe", "1"))
     try:
@@ -284,14 +389,17 @@ def _probed(
         said = str(error)
     else:
         if reply.status == 200:
-            return "ok", reply.seconds, ()
+            return _Asked("ok", reply.seconds)
         said = f"HTTP status {reply.status}"
+        if reply.backend == "gateway" and reply.status not in _MODEL_BROKE_OFF:
+            taken_out = f", the model is in {local.status}" if local.by_hand else ""
+            return _Asked("refused", reasons=(f"the gateway refuses a request for one token: {said}{taken_out}",))
     # A user's request may have come first, and the probe have waited behind it.
     time.sleep(_SETTLE_SECONDS)
-    local, _ = _sides(config, host)
-    if local is not None and (local.working or local.waiting):
-        return "skipped-busy", None, ()
-    return "failed", None, (f"the model does not answer a request for one token: {said}",)
+    current, _ = _sides(config, host)
+    if current and _is_busy(current):
+        return _Asked("skipped-busy")
+    return _Asked("failed", reasons=(f"the model does not answer a request for one token: {said}",))
 
 
 def _sides(config: Config, host: Host) -> tuple[gateway.Server | None, gateway.Server | None]:
@@ -313,7 +421,7 @@ def _cloud(config: Config, cloud: gateway.Server | None) -> str | None:
 
 
 def _counted(window: Window | None) -> dict[str, Any]:
-    names = ("requests", "responses", "first_bytes", "queue_seconds_max")
+    names = ("requests", "responses", "first_bytes", "queue_seconds_max", "cloud_refusals")
     return {} if window is None else {name: getattr(window, name) for name in names}
 
 

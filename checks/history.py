@@ -121,6 +121,7 @@ class Totals:
     prompt_tokens_per_second: float | None = None
     generated_tokens_per_second: float | None = None
     crashes: int | None = None
+    gateway_crashes: int | None = None
     cpu_seconds: float | None = None
     queue_seconds_max: float | None = None
     memory_peak_bytes: int | None = None
@@ -147,13 +148,6 @@ class History:
 
 class _Counter(Protocol):
     def __call__(self, sample: Sample, /) -> float | None: ...
-
-
-def is_up(sample: Sample) -> bool | None:
-    """Whether the API answered, /health and the small completion both; None where the sample does not know."""
-    if sample.api is None:
-        return None
-    return sample.api == "ok" and sample.probe != "failed"
 
 
 def summarise(window: Window, samples: Sequence[Sample], before: Sample | None = None, ahead: int = 0) -> History:
@@ -232,10 +226,9 @@ def _states(window: Window, samples: Iterable[Sample]) -> dict[int, bool]:
     """Slots that are known, and whether they were up."""
     states: dict[int, bool] = {}
     for sample in samples:
-        up = is_up(sample)
-        if up is not None:
+        if sample.up is not None:
             slot = window.slot(sample.time)
-            states[slot] = states.get(slot, True) and up
+            states[slot] = states.get(slot, True) and sample.up
     return states
 
 
@@ -321,6 +314,7 @@ def _totals(samples: Sequence[Sample], before: Sample | None) -> Totals:
         prompt_tokens_per_second=_rate(tokens_in, grown(samples, before, lambda sample: sample.prompt_seconds)),
         generated_tokens_per_second=_rate(tokens_out, grown(samples, before, lambda sample: sample.generation_seconds)),
         crashes=_whole(grown(samples, before, lambda sample: sample.restarts)),
+        gateway_crashes=_whole(grown(samples, before, lambda sample: sample.gateway_restarts)),
         cpu_seconds=grown(samples, before, lambda sample: sample.cpu_seconds),
         queue_seconds_max=max((s.queue_seconds_max for s in samples if s.queue_seconds_max is not None), default=None),
         memory_peak_bytes=_highest(sample.memory_peak_bytes for sample in samples),

@@ -19,8 +19,9 @@ _TOKENS = {
     "prompt_seconds": ("llamacpp:prompt_seconds_total", float),
     "tokens_out": ("llamacpp:tokens_predicted_total", int),
     "generation_seconds": ("llamacpp:tokens_predicted_seconds_total", float),
+    "decodes": ("llamacpp:n_decode_total", int),
 }
-# llama-server tells between two steps of its work; in the middle of a long prompt that can take longer.
+# An older llama-server tells between two steps of its work only; in the middle of a long prompt that can take longer.
 _METRICS_SECONDS = 2.0
 
 
@@ -51,7 +52,10 @@ def cpu_seconds(host: Host, pid: int) -> float | None:
 
 
 def tokens(config: Config) -> dict[str, Any]:
-    """llama-server's counters of tokens and of the seconds that they took; empty where it does not tell in time."""
+    """llama-server's counters of tokens, of the seconds that they took, and of the steps of its work.
+
+    Empty where it does not tell in time.
+    """
     url = config.metrics_url.rpartition("/")[0] + "/llama/metrics"
     try:
         text = probe.get(url, _METRICS_SECONDS).decode(errors="replace")

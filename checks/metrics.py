@@ -7,9 +7,8 @@ Requests and their durations are those that the health runs of the hour counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from checks import cgroup, health, machine
 from checks.host import MIB
@@ -22,37 +21,52 @@ if TYPE_CHECKING:
 
 
 def measure(config: Config, host: Host, counted: Totals | None, seen: Sample | None, before: Sample | None) -> Sample:
-    """The hour's sample; raises OSError where systemd does not answer.
+    """The hour's sample; where systemd does not answer, that is its reason to fail, and what needs it is not known.
 
     `counted` is what the health runs counted since `before`, the metrics sample that was stored last, and `seen` what
     the latest of them found.
     """
-    service, front = host.units(config.service_unit, config.gateway_unit)
-    memory = cgroup.read(host, service)
     sample = Sample(
         time=int(host.now()),
         kind=METRICS,
-        service=service.active_state,
-        gateway=front.active_state,
         memory_limit_bytes=config.memory_max_mib * MIB,
-        cpu_seconds=machine.cpu_seconds(host, service.pid) if service.pid else None,
-        rss_bytes=health.resident_bytes(host, service),
-        memory_bytes=memory.current_bytes if service.pid else None,
-        memory_peak_bytes=memory.peak_bytes if service.pid else None,
-        restarts=service.restarts,
         oom_kills=seen.oom_kills if seen else None,
+        gateway_oom_kills=seen.gateway_oom_kills if seen else None,
         cloud=seen.cloud if seen else None,
         drill_ok=seen.drill_ok if seen else None,
         **machine.look(host),
-        **machine.tokens(config) if service.active else {},
     )
-    sample = replace(sample, window_seconds=window_seconds(sample, before))
+    sample = replace(sample, window_seconds=window_seconds(sample, before), **_of_the_units(config, host))
     if counted is None:
         return sample
     return replace(sample, requests=counted.requests, responses=counted.responses, first_bytes=counted.first_bytes)
 
 
-def format_line(sample: Sample, before: Sample | None, problems: Sequence[str] = ()) -> str:
+def _of_the_units(config: Config, host: Host) -> dict[str, Any]:
+    try:
+        service, front = host.units(config.service_unit, config.gateway_unit)
+    except (OSError, TimeoutError) as error:
+        return {"service": "unknown", "gateway": "unknown", "ok": False, "reasons": (str(error),)}
+    found: dict[str, Any] = {
+        "service": service.active_state,
+        "gateway": front.active_state,
+        "restarts": service.restarts,
+        "gateway_restarts": front.restarts,
+    }
+    if service.active:
+        found |= machine.tokens(config)
+    if service.pid:
+        memory = cgroup.read(host, service)
+        found |= {
+            "cpu_seconds": machine.cpu_seconds(host, service.pid),
+            "rss_bytes": health.resident_bytes(host, service),
+            "memory_bytes": memory.current_bytes,
+            "memory_peak_bytes": memory.peak_bytes,
+        }
+    return found
+
+
+def format_line(sample: Sample, before: Sample | None) -> str:
     """The sample as one line, without the line break."""
     before = before or Sample(time=0)
     cpu = increase(before.cpu_seconds, sample.cpu_seconds)
@@ -81,8 +95,8 @@ def format_line(sample: Sample, before: Sample | None, problems: Sequence[str] =
         "restarts": sample.restarts,
         "oom_kills": sample.oom_kills,
     }
-    if problems:
-        values["reason"] = "; ".join(problems)
+    if sample.reasons:
+        values["reason"] = "; ".join(sample.reasons)
     return f"{health.timestamp(sample.time)} {health.logfmt(values)}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from checks import alerts, healing, health, window
 from checks.config import SAMPLES
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CURSOR = "journal-cursor"
 # Running totals: as of the last sample of each kind.
+_LATEST = 12
 _TOTALS = {HEALTH: "totals", METRICS: "totals-of-metrics"}
 
 T = TypeVar("T")
@@ -63,15 +64,20 @@ def health_run(config: Config, host: Host, log_file: str) -> Run:
         healed, unhealed = _attempt(lambda: healing.heal(config, host, store, sample))
         sample = _failed(replace(sample, healed=healed), unopened, unhealed and f"nothing can be healed: {unhealed}")
 
-        totals = (history.totals if history else Totals()).plus(sample)
-        unstored = None
-        if history:
-            stored, unstored = _attempt(lambda: _store_health(config, history.store, sample, found, totals))
-            sample = stored or sample
+        totals = history.totals.plus(sample) if history else None
+        unstored = unpruned = None
+        if history and totals:
+            stored, unstored = _attempt(lambda: _store_health(history.store, sample, found, totals))
+            if stored:
+                sample = stored
+                _, unpruned = _attempt(lambda: history.store.prune(config.samples_retention_days))
+        begun_anew = history.store.notice if history and not unopened else None
         _, no_textfile = _attempt(lambda: _write_textfile(config, host, sample, totals))
         sample = _failed(
             sample,
+            begun_anew,
             unstored and f"this sample is not stored: {unstored}",
+            unpruned and f"old samples are not dropped: {unpruned}",
             no_textfile and f"the text file for Prometheus is not written: {no_textfile}",
         )
         line = health.format_line(sample)
@@ -81,10 +87,7 @@ def health_run(config: Config, host: Host, log_file: str) -> Run:
 
 
 def metrics_run(config: Config, host: Host, log_file: str | None) -> Run:
-    """Measure the time since the last metrics run; with a log, store the sample and write the line.
-
-    Raises OSError where systemd does not answer.
-    """
+    """Measure the time since the last metrics run; with a log, store the sample and write the line."""
     from checks import metrics
 
     with _history(host, METRICS) as (history, unopened):
@@ -92,17 +95,17 @@ def metrics_run(config: Config, host: Host, log_file: str | None) -> Run:
         seen = history.store.last(HEALTH) if history else None
         totals = Totals.from_text(history.store.get(_TOTALS[HEALTH])) if history else None
         counted = totals.since(history.totals) if history and totals else None
-        sample = metrics.measure(config, host, counted, seen, last)
+        sample = _failed(metrics.measure(config, host, counted, seen, last), unopened)
         unstored = unwritten = None
         if log_file is not None and history and totals:
             state = {_TOTALS[METRICS]: totals.as_text()}
             stored, unstored = _attempt(lambda: history.store.append(sample, state))
             sample = stored or sample
-        problems = [unopened, unstored and f"this sample is not stored: {unstored}"]
-        line = metrics.format_line(sample, last, [problem for problem in problems if problem])
+        sample = _failed(sample, unstored and f"this sample is not stored: {unstored}")
+        line = metrics.format_line(sample, last)
         if log_file is not None:
             _, unwritten = _attempt(lambda: health.append(log_file, line))
-    return Run(line, not any(problems), unwritten)
+    return Run(line, sample.ok, unwritten)
 
 
 @contextmanager
@@ -112,7 +115,7 @@ def _history(host: Host, kind: Kind) -> Iterator[tuple[_History | None, str | No
     history = None
     if store:
         history, problem = _attempt(
-            lambda: _History(store, store.last(kind), store.get(_CURSOR), Totals.from_text(store.get(_TOTALS[kind])))
+            lambda: _History(store, _last(store, kind), store.get(_CURSOR), Totals.from_text(store.get(_TOTALS[kind])))
         )
         problem = problem or store.notice
     try:
@@ -120,6 +123,18 @@ def _history(host: Host, kind: Kind) -> Iterator[tuple[_History | None, str | No
     finally:
         if store:
             store.close()
+
+
+def _last(store: Store, kind: Kind) -> Sample | None:
+    """The sample written last, with the kills that were known last."""
+    latest = store.latest(_LATEST, kind)
+    if not latest:
+        return None
+    known: dict[str, Any] = {
+        name: next((value for sample in latest if (value := getattr(sample, name)) is not None), None)
+        for name in ("oom_kills", "gateway_oom_kills")
+    }
+    return replace(latest[0], **known)
 
 
 def _measured(config: Config, host: Host, history: _History | None) -> tuple[Sample, Window | None]:
@@ -135,17 +150,15 @@ def _measured(config: Config, host: Host, history: _History | None) -> tuple[Sam
     return _failed(replace(sample, window_seconds=window_seconds(sample, last)), unread), found
 
 
-def _store_health(config: Config, store: Store, sample: Sample, found: Window | None, totals: Totals) -> Sample:
+def _store_health(store: Store, sample: Sample, found: Window | None, totals: Totals) -> Sample:
     """Store the sample, how far the journal was read for it, and the totals with it: all or nothing."""
     state = {_TOTALS[HEALTH]: totals.as_text()}
     if found and found.cursor:
         state[_CURSOR] = found.cursor
-    stored = store.append(sample, state)
-    store.prune(config.samples_retention_days, sample.time)
-    return stored
+    return store.append(sample, state)
 
 
-def _write_textfile(config: Config, host: Host, sample: Sample, totals: Totals) -> None:
+def _write_textfile(config: Config, host: Host, sample: Sample, totals: Totals | None) -> None:
     # Imported here, so that a host without prometheus_client misses the text file and nothing else.
     from checks import textfile
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Kind = Literal["health", "metrics"]
 HEALTH: Kind = "health"
 METRICS: Kind = "metrics"
+
+T = TypeVar("T")
 
 BUCKETS_SECONDS = (
     *(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
@@ -35,7 +36,9 @@ change of this list needs a new name for the field."""
 _BUSY_SECONDS = 5.0
 # Less than this and SQLite cannot write: its shared-memory file alone takes 32 KiB.
 _FULL_BELOW_BYTES = 256 * 1024
-_DAY_SECONDS = 86400.0
+_DAY_SECONDS = 86400
+_WITNESSES = 288
+"""Samples that tell the time, a day's at 5 minutes: a single one may have been taken under a wrong clock."""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _SCHEMA = """
@@ -123,9 +126,14 @@ class Sample:
     none. What the window counts: `requests` by "backend/reason/status" (2xx, 4xx, 5xx, aborted by the client, broken
     off by the backend), `responses` (whole answers) and `first_bytes` of 2xx answers by backend, `queue_seconds_max`.
     The gateway's own answers and refusals count as backend gateway; probes and questions (/health, X-LLM-Explain) not.
+    `cloud_refusals` are the cloud's answers that refuse the gateway whatever is asked, by status.
 
-    Counters that only grow, and fall to 0: with the service `cpu_seconds`, `oom_kills`, `tokens_in`, `tokens_out`,
-    `prompt_seconds`, `generation_seconds`; with a start on purpose also `restarts`. `uptime_seconds` is the machine's.
+    Counters that only grow, and fall to 0: with the service `cpu_seconds`, `tokens_in`, `tokens_out`, `prompt_seconds`,
+    `generation_seconds`, `decodes` (steps of the model's work); with a start on purpose `restarts` and
+    `gateway_restarts`; with the history `oom_kills` and `gateway_oom_kills`. `uptime_seconds` is the machine's.
+
+    `stalled_seconds`: how long the model has been busy without any progress; None where it is idle. `locked_seconds`:
+    how long the lock of deploys and drills has been held; None where it is free.
     """
 
     time: int
@@ -147,7 +155,9 @@ class Sample:
     memory_peak_bytes: int | None = None
     memory_limit_bytes: int | None = None
     oom_kills: int | None = None
+    gateway_oom_kills: int | None = None
     restarts: int | None = None
+    gateway_restarts: int | None = None
     swap_used_bytes: int | None = None
     load1: float | None = None
     cores: int | None = None
@@ -160,11 +170,26 @@ class Sample:
     tokens_out: int | None = None
     prompt_seconds: float | None = None
     generation_seconds: float | None = None
+    decodes: int | None = None
+    stalled_seconds: float | None = None
     queue: int | None = None
     queue_seconds_max: float | None = None
     cloud: str | None = None
+    cloud_refusals: Mapping[str, int] = field(default_factory=dict)
     healed: str | None = None
     drill_ok: bool | None = None
+    locked_seconds: float | None = None
+
+    @property
+    def up(self) -> bool | None:
+        """Whether requests were served; None where the sample does not know.
+
+        /health was answered, and the small completion where it was tried. One that the gateway refused itself counts
+        as served where the cloud stands in.
+        """
+        if self.api is None:
+            return None
+        return self.api == "ok" and self.probe != "failed" and (self.probe != "refused" or self.cloud == "up")
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps; what is not known or empty is left out."""
@@ -195,8 +220,9 @@ _HISTOGRAMS = {"responses", "first_bytes"}
 class Store:
     """Samples and state on disk.
 
-    Opening it makes it if it is missing. A file that is no database any more is moved aside as PATH.corrupt and begun
-    anew; `notice` says so then. Where there is no space to write, the old samples can still be read.
+    Opening it makes it if it is missing. A file that is damaged, or no database any more, is moved aside as
+    PATH.corrupt and begun anew as soon as SQLite finds out; `notice` says so then. Where there is no space to write,
+    the old samples can still be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -263,9 +289,16 @@ class Store:
         rows = self._read("SELECT data FROM samples WHERE kind = ? ORDER BY id DESC LIMIT ?", kind, count)
         return list(_samples(rows))
 
-    def prune(self, keep_days: int, now: float | None = None) -> None:
-        """Drop what is older, or from a future that a wrong clock wrote; raises like `append`."""
-        now = time.time() if now is None else now
+    def prune(self, keep_days: int) -> None:
+        """Drop what is older, or more than a day ahead, by the median time of the last samples; raises like `append`.
+
+        A clock that was wrong for less than half of them drops nothing but what it wrote; before there are enough of
+        them, everything stays.
+        """
+        rows = self._read("SELECT time FROM samples WHERE kind = ? ORDER BY id DESC LIMIT ?", HEALTH, _WITNESSES)
+        if len(rows) < _WITNESSES:
+            return
+        now = sorted(rows)[_WITNESSES // 2][0]
         bounds = (now - keep_days * _DAY_SECONDS, now + _DAY_SECONDS)
         # As ranges of the index (kind, time); a plain OR over all kinds would read the whole table each time.
         statements = [
@@ -323,17 +356,22 @@ class Store:
         return db
 
     def _write(self, change: _Change) -> None:
+        self._whole(lambda: self._changed(change))
+
+    def _whole(self, action: Callable[[], T]) -> T:
+        """What the action returns, with a new history where it finds the old one damaged."""
         try:
-            self._changed(change)
+            return action()
         except sqlite3.Error as error:
-            if not _is_corrupt(error):
+            # What may only be read is read without its write-ahead log, so that it can look damaged.
+            if not (self._writable and _is_corrupt(error)):
                 raise self._error(error) from None
-            self.close()
-            self._db = self._begun_anew()
-            try:
-                self._changed(change)
-            except sqlite3.Error as again:
-                raise self._error(again) from None
+        self.close()
+        self._db = self._begun_anew()
+        try:
+            return action()
+        except sqlite3.Error as error:
+            raise self._error(error) from None
 
     def _changed(self, change: _Change) -> None:
         if not self._writable:
@@ -351,10 +389,7 @@ class Store:
             raise
 
     def _read(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._error(error) from None
+        return self._whole(lambda: self._db.execute(statement, values).fetchall())
 
     def _error(self, error: Exception) -> StoreError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or self._disk_is_full():

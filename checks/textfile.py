@@ -31,7 +31,7 @@ def path(config: Config, host: Host) -> str:
     return f"{folder if host.exists(folder) else TEXTFILE_FALLBACK}/{NAME}"
 
 
-def write(config: Config, host: Host, sample: Sample, totals: Totals) -> None:
+def write(config: Config, host: Host, sample: Sample, totals: Totals | None) -> None:
     """Put the file in its place, whole; raises OSError."""
     target = path(config, host)
     if target.startswith(TEXTFILE_FALLBACK):
@@ -39,10 +39,14 @@ def write(config: Config, host: Host, sample: Sample, totals: Totals) -> None:
     host.replace(target, render(sample, totals), _MODE)
 
 
-def render(sample: Sample, totals: Totals) -> str:
-    """The metrics in Prometheus' text format; what is not known is left out."""
+def render(sample: Sample, totals: Totals | None) -> str:
+    """The metrics in Prometheus' text format; what is not known is left out.
+
+    Without totals, because the history cannot be read, there is no counter at all: one that fell would read as a reset.
+    """
+    counted = [] if totals is None else [*_counters(sample, totals), *_histograms(totals)]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families([*_gauges(sample), *_counters(sample, totals), *_histograms(totals)]))
+    registry.register(_Families([*_gauges(sample), *counted]))
     return generate_latest(registry).decode()
 
 
@@ -94,7 +98,12 @@ def _counters(sample: Sample, totals: Totals) -> Iterator[Metric]:
     plain: dict[str, tuple[str, float | None]] = {
         "local_llm_cpu_seconds": ("CPU time of llama-server since its start.", sample.cpu_seconds),
         "local_llm_restarts": ("Restarts of llama-server after a crash since its start on purpose.", sample.restarts),
+        "local_llm_gateway_restarts": (
+            "Restarts of the gateway after a crash since its start on purpose.",
+            sample.gateway_restarts,
+        ),
         "local_llm_oom_kills": ("Kills of llama-server for lack of memory.", sample.oom_kills),
+        "local_llm_gateway_oom_kills": ("Kills of the gateway for lack of memory.", sample.gateway_oom_kills),
         "local_llm_heals": ("Restarts of a service by the health check.", totals.heals),
         "local_llm_prompt_tokens": ("Tokens that llama-server has read since its start.", sample.tokens_in),
         "local_llm_generated_tokens": ("Tokens that it has written since its start.", sample.tokens_out),
@@ -146,7 +155,7 @@ def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Me
 
 def _probes(totals: Totals, *, asked: bool) -> dict[str, int]:
     if asked:
-        return {name: totals.probes.get(name, 0) for name in ("ok", "failed")}
+        return {name: totals.probes.get(name, 0) for name in ("ok", "failed", "refused")}
     return {name: totals.probes.get(f"skipped-{name}", 0) for name in ("busy", "traffic")}
 
 

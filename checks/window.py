@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from checks import journal
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PROBE_REASON = "probe"
 
+_CLOUD_REFUSALS = ("401", "402", "403")
 # These ask about the model, not the model.
 _STATUS_PATHS = ("/health", "/v1/models")
 _COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
@@ -27,7 +28,7 @@ _COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 
 @dataclass(frozen=True)
 class Window:
-    """Counts as in `samples.Sample`; `local_answers` counts the local model's completions.
+    """Counts as in `samples.Sample`; `local_answers` counts the local model's completions, and kills are the window's.
 
     `cursor` is where the next window begins; None if the journal has never been written.
     """
@@ -38,7 +39,9 @@ class Window:
     first_bytes: Mapping[str, Histogram] = field(default_factory=dict)
     queue_seconds_max: float | None = None
     local_answers: int = 0
+    cloud_refusals: Mapping[str, int] = field(default_factory=dict)
     oom_kills: int = 0
+    gateway_oom_kills: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,22 @@ class Request:
 
 def read(config: Config, host: Host, cursor: str | None) -> Window:
     """The window from the cursor on; without one it begins, empty, at the journal's end. Raises OSError."""
-    matches = [f"_SYSTEMD_UNIT={config.gateway_unit}", "+", *journal.oom_kills(config.service_unit)]
-    lines, next_cursor = journal.since(host, matches, cursor)
+    units = (config.service_unit, config.gateway_unit)
+    killed = [match for unit in units for match in journal.oom_kills(unit)]
+    lines, next_cursor = journal.since(host, [f"_SYSTEMD_UNIT={config.gateway_unit}", "+", *killed], cursor)
     requests = [request for request in map(parse_line, lines) if request and request.by_user]
     # All lines that are not the gateway's are of the message that was asked for.
-    kills = sum(line.startswith(f"{config.service_unit}: ") for line in lines)
-    return summary(requests, next_cursor, kills)
+    kills = [sum(line.startswith(f"{unit}: ") for line in lines) for unit in units]
+    return replace(
+        summary(requests),
+        cursor=next_cursor,
+        cloud_refusals=dict(Counter(status for line in lines if (status := cloud_refusal(line)))),
+        oom_kills=kills[0],
+        gateway_oom_kills=kills[1],
+    )
 
 
-def summary(requests: Iterable[Request], cursor: str | None, oom_kills: int) -> Window:
+def summary(requests: Iterable[Request]) -> Window:
     """The requests, counted."""
     counts: Counter[str] = Counter()
     totals: dict[str, list[float]] = defaultdict(list)
@@ -90,22 +100,25 @@ def summary(requests: Iterable[Request], cursor: str | None, oom_kills: int) -> 
         if request.completed and request.first_byte_seconds is not None:
             first_bytes[request.backend].append(request.first_byte_seconds)
     return Window(
-        cursor=cursor,
         requests=dict(counts),
         responses={backend: Histogram.of(durations) for backend, durations in totals.items()},
         first_bytes={backend: Histogram.of(durations) for backend, durations in first_bytes.items()},
         queue_seconds_max=max(queued, default=None),
         local_answers=len(totals.get("local", ())),
-        oom_kills=oom_kills,
     )
+
+
+def cloud_refusal(line: str) -> str:
+    """The status by which the cloud refused a key, or wants to be paid; empty for any other line of the gateway's."""
+    status = _values(line).get("provider_status", "") if line.startswith("cloud ") else ""
+    return status if status in _CLOUD_REFUSALS else ""
 
 
 def parse_line(line: str) -> Request | None:
     """A line of the access log, or None for anything else that the gateway says."""
     if not line.startswith("client="):
         return None
-    # No value holds a space: HAProxy escapes them.
-    values = dict(part.split("=", 1) for part in line.split(" ") if "=" in part)
+    values = _values(line)
     if not {"path", "status", "reason", "backend", "end"} <= values.keys():
         return None
     return Request(
@@ -117,6 +130,11 @@ def parse_line(line: str) -> Request | None:
         first_byte_seconds=_seconds(values.get("first_byte_ms")),
         total_seconds=_seconds(values.get("total_ms")),
     )
+
+
+def _values(line: str) -> dict[str, str]:
+    # No value holds a space: HAProxy escapes them.
+    return dict(part.split("=", 1) for part in line.split(" ") if "=" in part)
 
 
 def _status(status: str, end: str) -> str:

@@ -46,7 +46,9 @@ WELL = Sample(
     probe="ok",
     rss_bytes=1204 * MIB,
     oom_kills=0,
+    gateway_oom_kills=0,
     restarts=0,
+    gateway_restarts=0,
     disk_free_bytes=20 * GIB,
     disk_total_bytes=100 * GIB,
     cloud="up",
@@ -349,6 +351,27 @@ def test_a_kill_right_after_a_restart_is_seen() -> None:
     assert told(play([seen(0, oom_kills=4), seen(1, oom_kills=1)])) == [("oom-kill", "raised")]
 
 
+def test_the_gateway_s_kills_and_crashes_are_told() -> None:
+    (killed,) = play([seen(0), seen(1, gateway_oom_kills=1)])
+    assert (killed.alert, killed.text) == (
+        "oom-kill",
+        "the kernel killed local-llm-gateway once in the last hour for lack of memory",
+    )
+    (looping,) = play([seen(0), seen(1, gateway_restarts=2, restarts=1)])
+    assert (looping.alert, looping.text) == (
+        "restart-loop",
+        "local-llm crashed once and local-llm-gateway crashed 2 times in the last hour",
+    )
+
+
+def test_a_gateway_that_refuses_is_down_where_no_cloud_stands_in() -> None:
+    refusing = [seen(n, probe="refused", cloud="none") for n in range(2)]
+    (message,) = play(refusing)
+    assert message.alert == "api-down"
+    assert "systemctl reload local-llm-gateway" in message.text
+    assert play([seen(n, probe="refused", cloud="up") for n in range(5)]) == []
+
+
 def test_a_healed_service_counts_as_restarted() -> None:
     samples = [seen(n, healed="restarted local-llm.service") for n in range(3)]
     assert told(play(samples)) == [("restart-loop", "raised")]
@@ -361,6 +384,17 @@ def test_the_text_tells_of_restarts_in_vain() -> None:
 
 def test_a_refused_key_is_not_told_twice() -> None:
     assert told(play([seen(n, refused=True, cloud="down") for n in range(10)])) == [("cloud-refused", "raised")]
+
+
+def test_requests_that_the_cloud_refuses_are_told_though_its_checks_are_well() -> None:
+    refused = {"cloud_refusals": {"401": 3, "402": 1}, "requests": {"local/default/2xx": 4}}
+    (message,) = play([seen(0, **refused), seen(1, **refused), seen(2)])
+    assert (message.alert, message.event) == ("cloud-refused", "raised")
+    assert message.text == "the cloud refuses every request: HTTP status 401 3 times, HTTP status 402 once"
+    answered = {"requests": {"cloud/default/2xx": 1}}
+    assert told(play([seen(0, **refused), *[seen(n, **answered) for n in (1, 2)]]))[1] == ("cloud-refused", "cleared")
+    assert play([seen(0, **{**refused, **answered})]) == []
+    assert play([seen(0, paused=True, **refused)]) == []
 
 
 @pytest.mark.parametrize("other", ["gateway", "cloud"])
@@ -397,6 +431,18 @@ def test_a_clock_that_jumps_raises_nothing_and_stops_nothing(jump: int) -> None:
         ("cloud-down", "raised"),
         ("cloud-down", "cleared"),
     ]
+
+
+@pytest.mark.parametrize("jump", [120 * 86400, -30 * 86400, -START])
+def test_a_wrong_clock_for_one_sample_makes_nothing_forgotten(jump: int) -> None:
+    crashed: dict[str, Any] = {"restarts": 2}
+    down: dict[str, Any] = {"api": "timeout", "probe": "none"}
+    before = [seen(0), *(seen(n, **crashed, **down) for n in (1, 2)), seen(3, **crashed)]
+    astray = Seen(replace(WELL, time=START + jump, **crashed))
+    assert set(told(play([*before, astray]))) <= {("api-down", "raised"), ("api-down", "cleared")}
+    messages = play([*before, astray, seen(4, restarts=3, **down), seen(5, restarts=3)])
+    assert ("restart-loop", "raised") in told(messages)
+    assert ("uptime", "raised") in told(messages)
 
 
 def test_what_is_remembered_is_bounded() -> None:

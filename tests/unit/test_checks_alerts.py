@@ -34,10 +34,12 @@ MESSAGE = Message("api-down", "raised", "critical", "it's <down> & out", "Start 
 
 @dataclass
 class Receiver:
-    """A webhook: `status` is what it answers, `hangs` what it does instead."""
+    """A webhook: `status` is what it answers, to messages that hold `refuses` 400, `hangs` what it does instead."""
 
     url: str = ""
     status: int = 200
+    refuses: bytes | None = None
+    asked: int = 0
     hangs: bool = False
     failures: int = 0
     got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -57,7 +59,10 @@ def receiver() -> Iterator[Receiver]:
             if found.hangs:
                 time.sleep(2)
                 return
+            found.asked += 1
             status = 500 if found.failures > 0 else found.status
+            if found.refuses is not None and found.refuses in body:
+                status = 400
             found.failures -= 1
             if status == 200:
                 found.got.append((self.path, dict(self.headers.items()), body))
@@ -172,6 +177,13 @@ def test_nothing_is_told_during_a_deploy(config: Config, host: FakeHost) -> None
         fcntl.flock(file, fcntl.LOCK_EX)
         assert step(config, host, DEAD, DEAD, DEAD) is None
     assert log(host) == []
+
+
+def test_an_outage_is_told_though_a_lock_is_never_released(config: Config, host: FakeHost, journal: Any) -> None:
+    assert step(config, host, replace(DEAD, locked_seconds=300.0)) is None
+    assert log(host) == []
+    assert step(config, host, replace(DEAD, locked_seconds=7200.0)) is None
+    assert len(log(host)) == 1
 
 
 def test_a_restart_of_everything_tells_nothing_again(
@@ -445,6 +457,66 @@ def test_channels_do_not_wait_for_each_other(tmp_path: Path, host: FakeHost, rec
     assert delivery.deliver(config, host, "command") is not None
     assert delivery.deliver(config, host, "webhook") is None
     assert (waiting(host, "webhook"), waiting(host, "command")) == (0, 1)
+
+
+def of(alert: str, text: str) -> Message:
+    return replace(MESSAGE, alert=alert, text=text)
+
+
+def test_a_refused_message_holds_up_those_of_its_alert_alone(
+    config: Config, host: FakeHost, receiver: Receiver
+) -> None:
+    receiver.refuses = b"odd"
+    cleared = [replace(of(alert, text), event="cleared") for alert, text in (("disk", "2"), ("api-down", "3"))]
+    assert send(config, host, of("disk", "odd"), of("api-down", "1"), *cleared) == "HTTP status 400"
+    assert [message["text"] for message in receiver.messages] == ["1", "3"]
+    assert (waiting(host), receiver.asked) == (2, 3)
+
+    receiver.refuses = None
+    assert delivery.deliver(config, host, "webhook") is None
+    assert [message["event"] for message in receiver.messages if message["alert"] == "disk"] == ["raised", "cleared"]
+
+
+@pytest.mark.parametrize(("status", "tried"), [(400, 2), (413, 2), (422, 2), (401, 1), (404, 1), (429, 1), (503, 1)])
+def test_what_is_refused_is_the_message_or_everybody(
+    config: Config, host: FakeHost, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, status: int, tried: int
+) -> None:
+    monkeypatch.setattr(delivery, "_ATTEMPTS_AFTER_SECONDS", (0.0,))
+    receiver.status = status
+    assert send(config, host, of("disk", "1"), of("api-down", "2")) == f"HTTP status {status}"
+    assert (waiting(host), receiver.asked) == (2, tried)
+
+
+def test_a_refused_message_is_given_up_after_a_day_and_the_next_of_its_alert_goes(
+    config: Config, host: FakeHost, receiver: Receiver, journal: Any
+) -> None:
+    receiver.refuses = b"odd"
+    send(config, host, of("disk", "odd"), of("disk", "2"))
+    os.utime(next(delivery.waiting(host, "webhook")), (NOW - delivery.KEPT_SECONDS - 1,) * 2)
+    assert delivery.deliver(config, host, "webhook") is None
+    assert [message["text"] for message in receiver.messages] == ["2"]
+    assert len(journal.read()) == 1
+
+
+def test_slow_refusals_do_not_outlast_the_unit(
+    config: Config, host: FakeHost, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_REFUSALS_SECONDS", 0.0)
+    receiver.refuses = b"odd"
+    assert send(config, host, of("disk", "odd"), of("api-down", "2")) == "HTTP status 400"
+    assert receiver.messages == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the program has to be root's")
+@pytest.mark.parametrize(("trouble", "got"), [("exit 3", ["2"]), ("sleep 5", [])])
+def test_a_command_that_ends_with_an_error_gets_the_others(
+    commanded: Config, host: FakeHost, tmp_path: Path, trouble: str, got: list[str]
+) -> None:
+    command(host, f'message=$(cat); case $message in *odd*) {trouble};; esac; echo "$message" >> {tmp_path}/got')
+    assert send(commanded, host, of("disk", "odd"), of("api-down", "2"), channel="command") is not None
+    lines = (tmp_path / "got").read_text().splitlines() if got else []
+    assert [json.loads(line)["text"] for line in lines] == got
+    assert waiting(host, "command") == 2 - len(got)
 
 
 # The command line

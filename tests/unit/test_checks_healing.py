@@ -18,7 +18,7 @@ from checks import healing, recall
 from checks.config import DEPLOY_LOCK, Config
 from checks.host import Command
 from checks.samples import Sample, Store
-from tests.unit.checks_support import GATEWAY, NOW, SERVICE, FakeHost, make_config, show
+from tests.unit.checks_support import GATEWAY, NOW, SERVICE, FakeHost, make_config, serve, show
 
 HUNG = Sample(time=int(NOW), service="active", gateway="active", api="http_503", probe="none")
 WELL = replace(HUNG, api="ok", probe="ok")
@@ -27,11 +27,14 @@ SOCKET = "/s"
 
 @dataclass
 class Clock(FakeHost):
-    """A host whose time can be set."""
+    """A host whose time since its start can be set; the clock on its wall goes astray."""
 
-    time: float = NOW
+    time: float = 5000.0
 
     def now(self) -> float:
+        return NOW - 1000 * self.time
+
+    def monotonic(self) -> float:
         return self.time
 
 
@@ -128,8 +131,32 @@ def test_never_where_it_is_switched_off(tmp_path: Path, host: Clock) -> None:
 def test_never_during_a_deploy_or_a_drill(config: Config, host: Clock) -> None:
     with host.path(DEPLOY_LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert heal(config, host, HUNG, HUNG, HUNG) == [None] * 3
+        locked = replace(HUNG, locked_seconds=7000.0)
+        assert heal(config, host, locked, locked, locked) == [None] * 3
     assert heal(config, host, HUNG, HUNG)[1]
+
+
+def test_a_lock_that_is_never_released_is_no_deploy(config: Config, host: Clock) -> None:
+    with host.path(DEPLOY_LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        locked = replace(HUNG, locked_seconds=7200.0)
+        assert heal(config, host, locked, locked)[1]
+
+
+def test_checks_by_hand_in_between_do_not_count(config: Config, host: Clock) -> None:
+    heal(config, host, HUNG)
+    host.time -= 299
+    assert healing.heal(config, host, None, HUNG) is None
+    host.time += 148
+    assert healing.heal(config, host, None, HUNG) is None
+    host.time += 2
+    assert healing.heal(config, host, None, HUNG)
+
+
+def test_another_start_of_the_machine_begins_anew(config: Config, host: Clock) -> None:
+    heal(config, host, replace(HUNG, boot_id="a"))
+    assert heal(config, host, replace(HUNG, boot_id="b")) == [None]
+    assert heal(config, host, replace(HUNG, boot_id="b"))[0]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +166,7 @@ def test_never_during_a_deploy_or_a_drill(config: Config, host: Clock) -> None:
         {"ActiveState": "failed", "MainPID": "0"},
         {"ActiveState": "activating", "MainPID": "0"},
         {"ActiveState": "deactivating"},
-        {"ActiveEnterTimestampMonotonic": str(4_980_000_000)},  # 20 s ago
+        {"ActiveEnterTimestampMonotonic": str(5_580_000_000)},  # 20 s before the last check
     ],
 )
 def test_never_what_is_stopped_or_on_its_way(config: Config, host: Clock, changes: dict[str, str]) -> None:
@@ -166,6 +193,24 @@ def test_a_gateway_that_hangs_is_restarted(config: Config, host: Clock, state: s
     with socket_that(host, OK):
         heal(config, host, *[replace(HUNG, api=state)] * 2)
     assert restarts(host) == restarted
+
+
+@pytest.mark.parametrize("changes", [{"ActiveState": "inactive", "MainPID": "0"}, {}])
+def test_a_gateway_that_hangs_is_restarted_whatever_the_model_does(
+    config: Config, host: Clock, changes: dict[str, str]
+) -> None:
+    host.put_units(show(SERVICE, **changes), show(GATEWAY, MainPID="99"))
+    with socket_that(host, LOADING):
+        done = heal(config, host, *[replace(HUNG, api="timeout")] * 2)
+    assert done[1] == f"restarted {GATEWAY}: it runs, but does not answer in time, 2 checks in a row"
+
+
+def test_a_gateway_that_is_only_full_is_not_what_hangs(tmp_path: Path, host: Clock, config: Config) -> None:
+    """Clients hold all its connections while the model hangs: its own pages still answer."""
+    with serve() as api, socket_that(host, b""):
+        config = replace(config, metrics_url=f"{api.url}/metrics")
+        heal(config, host, *[replace(HUNG, api="timeout")] * 2)
+    assert restarts(host) == [SERVICE]
 
 
 def test_a_restart_that_systemd_refuses_is_told(config: Config, host: Clock) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import health, probe
-from checks.config import DRILL_RECORD, Config
+from checks.config import DEPLOY_LOCK, DRILL_RECORD, Config
 from checks.host import Command
 from checks.samples import Sample
 from checks.window import Window
@@ -64,6 +64,7 @@ SAMPLE = Sample(
     rss_bytes=1204 * MIB,
     memory_bytes=1310 * MIB,
     restarts=0,
+    gateway_restarts=0,
     oom_kills=0,
     cores=os.cpu_count(),
     cloud="none",
@@ -277,6 +278,89 @@ def test_a_model_that_does_not_answer_fails(server: Api, watched: Config, host: 
     assert sample.reasons == ("the model does not answer a request for one token: HTTP status 500",)
 
 
+@pytest.mark.parametrize(("status", "backend", "state"), [
+    (503, "gateway", "refused"), (429, "gateway", "refused"), (502, "gateway", "failed"), (504, "gateway", "failed"),
+    (500, "local", "failed"), (503, "local", "failed"),
+])  # fmt: skip
+def test_the_gateway_s_own_refusal_is_none_of_the_model_s(
+    server: Api, watched: Config, host: FakeHost, status: int, backend: str, state: str
+) -> None:
+    server.completion, server.headers = (status, b""), {"X-LLM-Backend": backend}
+    sample = health.measure(watched, host, Window())
+    assert (sample.probe, sample.ok, sample.up) == (state, False, False)
+    assert replace(sample, cloud="up").up is (state == "refused")
+
+
+def test_a_model_that_was_taken_out_is_said_to_be(server: Api, admin: Admin, watched: Config, host: FakeHost) -> None:
+    server.completion, server.headers = (503, b""), {"X-LLM-Backend": "gateway"}
+    admin.servers["llm/llama"] = {"status": "MAINT"}
+    sample = health.measure(watched, host, Window())
+    assert sample.reasons == ("the gateway refuses a request for one token: HTTP status 503, the model is in MAINT",)
+
+
+def busy_runs(
+    watched: Config, host: FakeHost, *windows: Window, before: Sample, seconds: int = 300
+) -> list[str | None]:
+    """What health runs of a busy model say of it, one interval after the other."""
+    states = []
+    for window in windows:
+        host.put("/proc/uptime", f"{(before.uptime_seconds or 0) + seconds} 1\n")
+        before = health.measure(watched, host, window, before)
+        states.append(before.probe)
+    return states
+
+
+@pytest.fixture
+def busy(server: Api, admin: Admin, host: FakeHost) -> Sample:
+    """The first sample of a model at work."""
+    admin.servers["llm/llama"] = up(scur="1")
+    server.metrics = (200, b"llamacpp:n_decode_total 70\n")
+    host.put("/proc/sys/kernel/random/boot_id", "b\n")
+    return Sample(time=1, boot_id="b", uptime_seconds=0.0, stalled_seconds=0.0, decodes=70)
+
+
+def test_a_model_that_gets_nothing_done_fails(watched: Config, host: FakeHost, busy: Sample) -> None:
+    assert busy_runs(watched, host, Window(), before=busy) == ["failed"]
+    assert busy_runs(watched, host, Window(), before=replace(busy, stalled_seconds=None)) == ["skipped-busy"]
+    assert busy_runs(watched, host, *[Window()] * 3, before=busy, seconds=100) == ["skipped-busy"] * 2 + ["failed"]
+
+
+def test_a_model_that_goes_on_or_has_answered_is_only_busy(
+    server: Api, watched: Config, host: FakeHost, busy: Sample
+) -> None:
+    assert busy_runs(watched, host, Window(local_answers=1), Window(), before=busy) == ["skipped-busy", "failed"]
+    server.metrics = (200, b"llamacpp:n_decode_total 71\n")
+    assert busy_runs(watched, host, Window(), before=busy) == ["skipped-busy"]
+
+
+def test_another_process_begins_anew(watched: Config, host: FakeHost, busy: Sample) -> None:
+    host.put_units(show(SERVICE, ActiveEnterTimestampMonotonic="4900000000"), show(GATEWAY))
+    assert busy_runs(watched, host, Window(), before=busy) == ["skipped-busy"]
+
+
+def test_a_model_that_tells_nothing_is_given_longer(server: Api, watched: Config, host: FakeHost, busy: Sample) -> None:
+    """A prompt of 16,384 tokens takes 6 minutes, in which an older llama-server tells nothing."""
+    server.metrics = (503, b"")
+    assert busy_runs(watched, host, *[Window()] * 3, before=busy) == ["skipped-busy"] * 2 + ["failed"]
+    server.metrics = (200, b"llamacpp:n_decode_total 99\n")
+    silent = replace(busy, stalled_seconds=600.0, decodes=None)
+    assert busy_runs(watched, host, Window(), before=silent) == ["skipped-busy"]
+
+
+def test_a_lock_that_is_never_released_is_told(config: Config, host: FakeHost) -> None:
+    host.path(DEPLOY_LOCK).parent.mkdir(parents=True)
+    host.put("/proc/sys/kernel/random/boot_id", "b\n")
+    host.put("/proc/uptime", "8000 1\n")
+    assert health.measure(config, host).locked_seconds is None
+    before = Sample(time=1, boot_id="b", uptime_seconds=7700.0, locked_seconds=6899.0)
+    with health.lock(str(host.path(DEPLOY_LOCK))):
+        assert health.measure(config, host).locked_seconds == 0
+        assert health.measure(config, host, before=before).ok
+        late = health.measure(config, host, before=replace(before, locked_seconds=6900.0))
+    assert late.locked_seconds == 7200
+    assert "has held its lock for 120 min" in late.reasons[0]
+
+
 def test_a_probe_that_came_second_is_no_failure(
     server: Api, admin: Admin, watched: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +404,20 @@ def test_kills_only_grow_and_fail_once(
     before = Sample(time=1, oom_kills=known)
     sample = health.measure(watched, host, Window(oom_kills=new), before)
     assert (sample.oom_kills, sample.ok) == (total, ok)
+
+
+def test_a_kill_of_the_gateway_is_told(watched: Config, host: FakeHost) -> None:
+    host.put_units(show(SERVICE), show(GATEWAY, NRestarts="2"))
+    sample = health.measure(
+        watched, host, Window(gateway_oom_kills=1), Sample(time=1, oom_kills=5, gateway_oom_kills=2)
+    )
+    assert (sample.oom_kills, sample.gateway_oom_kills, sample.gateway_restarts) == (5, 3, 2)
+    assert sample.reasons == ("the kernel killed local-llm-gateway.service for lack of memory since the last check",)
+
+
+def test_without_the_journal_the_kills_that_are_known_stay(watched: Config, host: FakeHost) -> None:
+    sample = health.measure(watched, host, None, Sample(time=1, oom_kills=5, gateway_oom_kills=2))
+    assert (sample.oom_kills, sample.gateway_oom_kills, sample.ok) == (5, 2, True)
 
 
 def test_the_machine_and_the_counters(server: Api, watched: Config, host: FakeHost) -> None:

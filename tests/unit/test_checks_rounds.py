@@ -26,7 +26,7 @@ from tests.unit.checks_support import (
     serve_admin,
     show,
 )
-from tests.unit.test_checks_window import KILL, line
+from tests.unit.test_checks_window import GATEWAY_KILL, KILL, line
 
 TEXTFILE = f"{TEXTFILE_FALLBACK}/local_llm.prom"
 
@@ -92,6 +92,7 @@ def test_a_run_leaves_a_sample_a_line_and_a_text_file(config: Config, host: Fake
     assert health.format_line(sample) == run.line
     assert (sample.time, sample.window_seconds, sample.probe) == (int(NOW), None, "ok")
     assert "local_llm_up 1.0\n" in host.read(TEXTFILE)
+    assert "local_llm_gateway_restarts_total 0.0\n" in host.read(TEXTFILE)
     assert host.status(TEXTFILE).mode == 0o644
 
 
@@ -140,12 +141,26 @@ def test_without_a_history_the_rest_goes_on(config: Config, host: FakeHost, log:
     assert " api=ok " in run.line
     assert log.read_text() == run.line + "\n"
     assert "local_llm_up 1.0\n" in host.read(TEXTFILE)
+    assert " counter\n" not in host.read(TEXTFILE)
 
 
 def test_a_damaged_history_is_told_of_once(config: Config, host: FakeHost, log: Path) -> None:
     host.put(SAMPLES, "no database" * 1000)
     assert "was damaged" in rounds.health_run(config, host, str(log)).line
     assert rounds.health_run(config, host, str(log)).ok
+
+
+def test_damage_that_only_writing_finds_is_told_of(
+    config: Config, host: FakeHost, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Store.prune
+
+    def damaged(store: Store, keep_days: int) -> None:
+        store.notice = "it was damaged"
+        found(store, keep_days)
+
+    monkeypatch.setattr(Store, "prune", damaged)
+    assert 'reason="it was damaged"' in rounds.health_run(config, host, str(log)).line
 
 
 def test_a_full_disk_is_a_reason_and_passes(
@@ -186,7 +201,7 @@ def broken(*_: object) -> None:
     [
         (window, "read", "ZeroDivisionError: a bug"),
         (textfile, "render", "the text file for Prometheus is not written: ZeroDivisionError: a bug"),
-        (Store, "prune", "this sample is not stored: ZeroDivisionError: a bug"),
+        (Store, "prune", "old samples are not dropped: ZeroDivisionError: a bug"),
     ],
 )
 def test_a_bug_in_one_step_is_a_reason(
@@ -216,9 +231,39 @@ def test_without_the_journal_nothing_is_counted_and_nothing_probed(config: Confi
 def test_old_samples_go(config: Config, host: FakeHost, log: Path) -> None:
     host.put(SAMPLES, "")
     with Store.open(host.path(SAMPLES)) as store:
-        store.append(Sample(time=int(NOW) - 91 * 86_400))
+        for moment in (int(NOW) - 92 * 86_400, *range(int(NOW) - 287 * 300, int(NOW), 300)):
+            store.append(Sample(time=moment))
     rounds.health_run(config, host, str(log))
-    assert [sample.time for sample in stored(host)] == [int(NOW)]
+    assert [sample.time for sample in stored(host)] == list(range(int(NOW) - 287 * 300, int(NOW) + 1, 300))
+
+
+def test_what_was_counted_is_stored_where_systemd_does_not_answer(config: Config, host: FakeHost, log: Path) -> None:
+    rounds.health_run(config, host, str(log))
+    journal(host, line(), KILL, GATEWAY_KILL, cursor="s=2")
+    host.put_units()
+    host.commands["systemctl show"] = Command(1, "", "Failed to connect to bus: Host is down")
+    run = rounds.health_run(config, host, str(log))
+    assert "killed local-llm.service for lack of memory since the last check" in run.line
+    journal(host, cursor="s=3")
+    rounds.health_run(config, host, str(log))
+    host.put_units(show(SERVICE), show(GATEWAY))
+    rounds.health_run(config, host, str(log))
+
+    found = stored(host)
+    assert [sample.service for sample in found] == ["active", "unknown", "unknown", "active"]
+    assert found[1].requests == {"local/short-prompt/2xx": 1}
+    assert [(sample.oom_kills, sample.gateway_oom_kills) for sample in found] == [(0, 0), (1, 1), (1, 1), (1, 1)]
+    assert Totals.from_text(state(host, "totals")).requests == {"local/short-prompt/2xx": 1}
+
+
+def test_kills_are_counted_on_from_the_last_sample_that_knows_them(config: Config, host: FakeHost, log: Path) -> None:
+    host.put(SAMPLES, "")
+    with Store.open(host.path(SAMPLES)) as store:
+        store.append(Sample(time=1, oom_kills=3, gateway_oom_kills=1), {"journal-cursor": "s=1"})
+        store.append(Sample(time=2))
+    journal(host, KILL, cursor="s=2")
+    rounds.health_run(config, host, str(log))
+    assert (stored(host)[-1].oom_kills, stored(host)[-1].gateway_oom_kills) == (4, 1)
 
 
 def test_the_node_exporter_s_directory_is_used_if_there(config: Config, host: FakeHost, log: Path) -> None:
@@ -263,6 +308,17 @@ def test_the_hour_for_a_person_is_not_stored(config: Config, host: FakeHost) -> 
     run = rounds.metrics_run(config, host, None)
     assert run.ok
     assert stored(host, METRICS) == []
+
+
+def test_the_hour_where_systemd_does_not_answer(config: Config, host: FakeHost, tmp_path: Path) -> None:
+    out = tmp_path / "metrics.log"
+    host.put_units()
+    host.commands["systemctl show"] = Command(1, "", "Failed to connect to bus: Host is down")
+    run = rounds.metrics_run(config, host, str(out))
+    assert not run.ok
+    assert "Failed to connect to bus" in out.read_text()
+    (sample,) = stored(host, METRICS)
+    assert (sample.service, sample.gateway, sample.ok) == ("unknown", "unknown", False)
 
 
 def test_the_hour_without_a_history(config: Config, host: FakeHost, tmp_path: Path) -> None:

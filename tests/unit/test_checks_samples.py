@@ -96,15 +96,46 @@ def test_a_clock_that_is_set_back_loses_nothing(path: Path) -> None:
         assert store.last() == stored
 
 
+def fill(store: Store, end: int, count: int = 288) -> None:
+    """Samples five minutes apart, the last one at `end`."""
+    for number in range(count - 1, -1, -1):
+        store.append(Sample(time=end - number * 300))
+
+
 def test_old_samples_and_those_of_a_wrong_future_go(path: Path) -> None:
     now = 100 * DAY
     with Store.open(path) as store:
-        for moment in (now - 91 * DAY, now - 89 * DAY, now, now + DAY // 2, now + 300 * DAY):
+        for moment in (now - 92 * DAY, now - 89 * DAY, now + DAY // 3, now + 300 * DAY):
             store.append(Sample(time=moment))
-        store.append(Sample(time=now - 91 * DAY, kind=METRICS))
-        store.prune(90, now)
-        assert [sample.time for sample in store.between(0, 1000 * DAY)] == [now - 89 * DAY, now, now + DAY // 2]
+        store.append(Sample(time=now - 92 * DAY, kind=METRICS))
+        fill(store, now)
+        store.prune(90)
+        times = [sample.time for sample in store.between(0, 1000 * DAY)]
+        assert (times[0], times[-1], len(times)) == (now - 89 * DAY, now + DAY // 3, 290)
         assert store.last(METRICS) is None
+
+
+@pytest.mark.parametrize("jump", [120 * DAY, -30 * DAY, -20_000 * DAY])
+@pytest.mark.parametrize("runs", [1, 100])
+def test_a_wrong_clock_for_a_while_drops_nothing_but_what_it_wrote(path: Path, jump: int, runs: int) -> None:
+    now = 20_500 * DAY
+    with Store.open(path) as store:
+        fill(store, now, 500)
+        for number in range(1, runs + 1):
+            store.append(Sample(time=now + jump + number * 300))
+            store.prune(90)
+        fill(store, now + 600, 2)
+        store.prune(90)
+        kept = [sample.time for sample in store.between(now - 10 * DAY, now + DAY)]
+        assert len(kept) == 502
+
+
+def test_a_young_store_drops_nothing(path: Path) -> None:
+    with Store.open(path) as store:
+        fill(store, 20_500 * DAY, 100)
+        store.append(Sample(time=0))
+        store.prune(90)
+        assert len(list(store.between(0, 20_501 * DAY))) == 101
 
 
 def test_state_and_sample_come_together_or_not_at_all(path: Path) -> None:
@@ -186,6 +217,25 @@ def test_a_damaged_file_is_moved_aside_and_begun_anew(path: Path, damage: bytes 
     assert Path(f"{path}.corrupt").exists()
     with Store.open(path) as store:
         assert (store.notice, store.last()) == (None, Sample(time=7))
+
+
+def test_damage_that_only_reading_finds_begins_anew(path: Path) -> None:
+    with Store.open(path) as store:
+        for moment in range(200):
+            store.append(Sample(time=moment, reasons=("x" * 100,)))
+    data = bytearray(path.read_bytes())
+    with sqlite3.connect(path) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'samples'").fetchone()
+    page = data[16] << 8 | data[17]
+    data[(root - 1) * page : root * page] = b"\xff" * page
+    path.write_bytes(data)
+    with Store.open(path) as store:
+        assert store.notice is None
+        assert store.last() is None
+        assert store.notice is not None
+        assert Path(f"{path}.corrupt").read_bytes() == data
+        store.append(Sample(time=7))
+        assert store.last() == Sample(time=7)
 
 
 def test_an_empty_file_is_a_new_store(path: Path) -> None:

@@ -14,6 +14,7 @@ from checks.window import Window, parse_line
 from tests.unit.checks_support import GATEWAY, SERVICE, FakeHost, make_config
 
 KILL = f"{SERVICE}: A process of this unit has been killed by the OOM killer."
+GATEWAY_KILL = KILL.replace(SERVICE, GATEWAY)
 
 
 def line(**changes: object) -> str:
@@ -97,7 +98,15 @@ def test_the_cloud_s_answers_do_not_prove_the_local_model(tmp_path: Path) -> Non
 
 
 def test_kills_are_counted(tmp_path: Path) -> None:
-    assert read(tmp_path, line(), KILL, KILL).oom_kills == 2
+    found = read(tmp_path, line(), KILL, GATEWAY_KILL, KILL)
+    assert (found.oom_kills, found.gateway_oom_kills) == (2, 1)
+
+
+def test_refusals_of_the_cloud_are_counted_by_status(tmp_path: Path) -> None:
+    """Whether a fallback hides them (503) or not; its failures are no refusals."""
+    said = [(503, "401"), (401, "401"), (503, "402"), (503, "403"), (503, "429"), (500, "500"), (504, "-")]
+    lines = [f"cloud status={status} provider_status={by} first_byte_ms=1 total_ms=2 end=--" for status, by in said]
+    assert read(tmp_path, *lines, line()).cloud_refusals == {"401": 2, "402": 1, "403": 1}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,8 @@ def test_the_journal_is_asked_for_the_gateway_and_the_kills(tmp_path: Path) -> N
     window.read(make_config(tmp_path), host, "s=1")
     assert host.ran == [
         "journalctl --no-pager --quiet --output=cat --show-cursor --after-cursor=s=1 "
-        f"_SYSTEMD_UNIT={GATEWAY} + UNIT={SERVICE} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef"
+        f"_SYSTEMD_UNIT={GATEWAY} + UNIT={SERVICE} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef "
+        f"UNIT={GATEWAY} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef"
     ]
 
 

@@ -140,7 +140,7 @@ def test_the_limit_by_the_minute_leaves_the_hosts_own_checks_alone() -> None:
     """A refused check would look like a model that hangs."""
     configuration = gateway.configuration_file(CLOUD, "stamp").content
     [tracked] = [line.strip() for line in configuration.splitlines() if "table api_rate" in line]
-    assert tracked.endswith(" unless { var(txn.reason) -m str probe }")
+    assert tracked.endswith(" if !is_probe !is_refused")
 
 
 def test_what_stays_here_has_no_way_to_the_cloud() -> None:
