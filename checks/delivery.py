@@ -165,7 +165,7 @@ def deliver(config: Config, host: Host, channel: str) -> str | None:
     """
     until = time.monotonic() + _REFUSALS_SECONDS
     refusals: dict[str, str] = {}
-    for path in waiting(host, channel):
+    for path in _arriving(host, channel):
         try:
             message = json.loads(path.read_text(encoding="utf-8"))
             age = host.now() - path.stat().st_mtime
@@ -187,6 +187,14 @@ def deliver(config: Config, host: Host, channel: str) -> str | None:
             to_journal(host, f"an alert of a day ago was given up, the {channel} never took it: {error}", 3)
         path.unlink(missing_ok=True)
     return next(iter(refusals.values()), None)
+
+
+def _arriving(host: Host, channel: str) -> Iterator[Path]:
+    """What waits, and what arrives meanwhile: to start a unit that runs already does nothing."""
+    seen: set[Path] = set()
+    while new := [path for path in waiting(host, channel) if path not in seen]:
+        yield from new
+        seen.update(new)
 
 
 def _sent(config: Config, host: Host, channel: str, message: dict[str, Any]) -> None:

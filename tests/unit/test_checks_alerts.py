@@ -320,6 +320,24 @@ def test_messages_arrive_in_order(config: Config, host: FakeHost, receiver: Rece
     assert headers["Content-Type"] == "application/json"
 
 
+def test_what_arrives_meanwhile_goes_along(
+    config: Config, host: FakeHost, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit that sends is started for nothing while it runs."""
+    cleared = replace(MESSAGE, event="cleared", remedy="")
+    post = delivery.post
+
+    def and_one_more(webhook: str, kind: str, message: dict[str, Any]) -> None:
+        post(webhook, kind, message)
+        if message["event"] == "raised":
+            delivery._post_into(host, "webhook", cleared)
+
+    monkeypatch.setattr(delivery, "post", and_one_more)
+    assert send(config, host, MESSAGE) is None
+    assert [message["event"] for message in receiver.messages] == ["raised", "cleared"]
+    assert waiting(host) == 0
+
+
 def test_ntfy(config: Config, host: FakeHost, receiver: Receiver) -> None:
     config = replace(config, alerts=replace(config.alerts, webhook_format="ntfy"))
     send(config, host, MESSAGE, replace(MESSAGE, event="cleared"))
