@@ -27,11 +27,11 @@ SWAP_FOLDER = "/var/swap"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `first_distribution` run on the first one only: what they test differs little, and takes long."""
+    """Tests marked `distribution(0)` or `(-1)` run there only: what they test differs little, and takes long."""
     others = [
         item
         for item in items
-        if item.get_closest_marker("first_distribution") and _image_of(item) not in (None, IMAGES[0])
+        if (mark := item.get_closest_marker("distribution")) and _image_of(item) not in (None, IMAGES[mark.args[0]])
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]

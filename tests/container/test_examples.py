@@ -15,7 +15,7 @@ from settings import Settings
 from tests.container.clouds import reachable, with_cloud
 from tests.container.machine import ROOT, Machine
 
-pytestmark = pytest.mark.first_distribution
+pytestmark = pytest.mark.distribution(-1)
 
 DOCS = ROOT / "docs"
 LOCAL_MODEL = json.dumps(Settings().selected_model.name)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.container.machine import Machine, eventually
 
-pytestmark = pytest.mark.first_distribution
+pytestmark = pytest.mark.distribution(0)
 
 HEALTH_LOG = "/var/log/llm-health.log"
 STATE = "/var/lib/local-llm"

@@ -74,7 +74,7 @@ def value(machine: Machine, expression: str) -> float:
     return float(sample["value"][1])
 
 
-@pytest.mark.first_distribution
+@pytest.mark.distribution(0)
 def test_a_prometheus_of_the_users_own_is_left_alone(deployed: Machine) -> None:
     deployed.sh("systemd-run --quiet --unit=prometheus.service sleep 600")
     try:
@@ -87,7 +87,7 @@ def test_a_prometheus_of_the_users_own_is_left_alone(deployed: Machine) -> None:
         deployed.sh("systemctl stop prometheus.service")
 
 
-@pytest.mark.first_distribution
+@pytest.mark.distribution(0)
 def test_a_port_that_is_taken_is_named(deployed: Machine) -> None:
     deployed.sh("systemd-run --quiet --unit=taken python3 -m http.server --bind 127.0.0.1 9093; sleep 1")
     try:
@@ -189,7 +189,7 @@ def test_every_query_of_the_dashboard_has_data(watched: Machine) -> None:
         assert empty() == []  # which ones
 
 
-@pytest.mark.first_distribution
+@pytest.mark.distribution(0)
 def test_what_the_host_cannot_tell_reaches_the_webhook_and_nothing_else(watched: Machine) -> None:
     watched.sh(f"cat > /tmp/hook.py <<'END_OF_FILE'\n{RECEIVER}END_OF_FILE\n")
     watched.sh("systemd-run --quiet --unit=hook python3 /tmp/hook.py")
@@ -217,7 +217,7 @@ def test_what_the_host_cannot_tell_reaches_the_webhook_and_nothing_else(watched:
     eventually(watched.answers, 60, "an answer")
 
 
-@pytest.mark.first_distribution
+@pytest.mark.distribution(0)
 def test_killed_it_comes_back_with_what_it_knew(watched: Machine) -> None:
     known = value(watched, "max_over_time(count(up)[1h:5s])")
     for unit in paths.PROMETHEUS_UNITS:

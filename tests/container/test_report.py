@@ -20,7 +20,7 @@ from sandbox.common import SandboxError
 from sandbox.engine import install_packages, is_root_on_debian
 from tests.container.machine import Machine
 
-pytestmark = pytest.mark.first_distribution
+pytestmark = pytest.mark.distribution(-1)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_SECONDS = 120

@@ -14,7 +14,7 @@ from tests.container.machine import Machine
 
 FILE = f"{SWAP_FOLDER}/local-llm"
 
-pytestmark = pytest.mark.first_distribution
+pytestmark = pytest.mark.distribution(-1)
 
 
 def is_somebodys_machine() -> bool:

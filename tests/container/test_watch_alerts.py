@@ -18,7 +18,7 @@ from tests.container.clouds import forget, start_resolver, trust, with_cloud
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, Run, eventually
 
-pytestmark = pytest.mark.first_distribution
+pytestmark = pytest.mark.distribution(0)
 
 HEALTH = "/usr/local/bin/local-llm health --log"
 LOG = "/var/log/llm-health.log"
