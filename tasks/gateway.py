@@ -29,11 +29,22 @@ OUTAGE_RETRY_AFTER_SECONDS = 61
 CLOUD_REST_SECONDS = 10
 """How long the cloud is left alone after a 429 that names no time, or after a silence."""
 CLOUD_UNREAD_REST_SECONDS = 60
-"""The same after a 429 that names a date, which HAProxy cannot read."""
+"""The same after a 429 that names a date, which HAProxy cannot read, or 0."""
 CLOUD_LONGEST_REST_SECONDS = 3600
 """The same where a 429 names a longer time: it may be over sooner than its provider thinks."""
 CERTAIN_BYTES_PER_TOKEN = 16
 """No text but long runs of one character has so many bytes a token (benchmarks/token_estimate.py: at most 13.5)."""
+CLIENTS_CREDENTIALS = (
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "api-key",
+    "x-api-key",
+    "x-goog-api-key",
+    "openai-organization",
+    "openai-project",
+)
+"""Headers by which clients prove who they are to some provider; the gateway's cloud gets the operator's key alone."""
 ANTHROPIC_VERSION = "2023-06-01"
 """Sent where the client names none: the version that every client of the API sends."""
 
@@ -91,6 +102,7 @@ def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
         certain_context_bytes=settings.context_tokens * CERTAIN_BYTES_PER_TOKEN,
         fallback_tokens=fallback_tokens(settings),
         rules=own_rules,
+        credentials=CLIENTS_CREDENTIALS,
         request_metrics=request_metrics(rule.reason for rule in own_rules),
         cloud=_cloud(settings),
         **_outage(settings),
