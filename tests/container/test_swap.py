@@ -50,7 +50,7 @@ def test_it_comes_changes_its_size_and_goes(swapping: Machine) -> None:
         "/dev/vdz /data ext4 nofail 0 2",
         f"{FILE} none swap sw,nofail 0 0",
     ]
-    assert "swap file" in swapping.sh("local-llm test --group memory")
+    assert "swap file" in swapping.sh("local-llm test", check=False)
     assert small.deploy().changed == 0
 
     swapping.sh(f"swapoff {FILE}")  # as after a boot whose fstab failed
