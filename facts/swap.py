@@ -22,14 +22,17 @@ class SwapState:
 
 
 class SwapFile(FactBase[SwapState]):
-    """Size, `MODE OWNER GROUP` and use of a swap file, its lines in /etc/fstab, and the file system it is on."""
+    """Size, `MODE OWNER GROUP` and use of a swap file, its lines in /etc/fstab, and the file system it is on.
+
+    /proc/swaps is the kernel's, so that a container sees the paths of others: only a file that is here is in use here.
+    """
 
     def command(self, path: str) -> str:
         quoted = shlex.quote(path)
         return (
             f"file={quoted}; "
             'echo @file; [ ! -f "$file" ] || stat -c "%s %a %U %G" "$file"; '
-            "echo @swaps; awk -v file=\"$file\" '$1 == file {print $1}' /proc/swaps; "
+            'echo @swaps; [ ! -f "$file" ] || awk -v file="$file" \'$1 == file {print $1}\' /proc/swaps; '
             "echo @fstab; [ ! -f /etc/fstab ] || awk -v file=\"$file\" '$1 == file' /etc/fstab; "
             'echo @system; while [ ! -d "$file" ]; do file=$(dirname "$file"); done; '
             'df --output=fstype "$file" | tail -n 1'

@@ -12,9 +12,10 @@ FILE = "/var/swap/local-llm"
 GOOD = SwapState(64 * MIB, ACCESS, in_use=True, fstab=(fstab_line(FILE),), file_system="ext4")
 
 
-def look(path: Path) -> SwapState:
+def look(path: Path, swaps: str = "/proc/swaps") -> SwapState:
     fact = SwapFile()
-    done = subprocess.run(["/bin/sh", "-c", fact.command(str(path))], capture_output=True, text=True, check=True)
+    command = fact.command(str(path)).replace("/proc/swaps", swaps)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
     return fact.process(done.stdout.splitlines())
 
 
@@ -27,6 +28,15 @@ def test_a_file_is_found_and_none_is_none(tmp_path: Path) -> None:
     found = look(file)
     assert (found.size_bytes, found.access.split()[0]) == (8192, "600")
     assert found.file_system == nothing.file_system != "unknown"
+
+
+def test_a_file_is_in_use_where_it_is(tmp_path: Path) -> None:
+    file, swaps = tmp_path / "swap", tmp_path / "swaps"
+    swaps.write_text(f"Filename Type Size Used Priority\n{file} file 4 0 -2\n")
+    assert not look(file, str(swaps)).in_use
+    file.touch()
+    assert look(file, str(swaps)).in_use
+    assert not look(swaps, str(swaps)).in_use
 
 
 def test_what_is_right_is_left_alone() -> None:
