@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import shlex
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -53,7 +53,7 @@ def managed(files: Sequence[ManagedFile], validate: str | None = None) -> Genera
         changed = True
         if state.config.DIFF:
             _show_difference(file, before.content if before else b"")
-        yield from _replace(file, validate)
+        yield _replacement(file, validate)
     if not changed:
         host.noop(
             f"{len(files)} files are as they should be" if len(files) > 1 else f"{files[0].path} is as it should be"
@@ -70,10 +70,10 @@ def secret(file: ManagedFile) -> Generator[PyinfraCommand, None, None]:
     if present == FileDigest(file.sha256, file.mode, file.owner, file.group):
         host.noop(f"{file.path} is as it should be")
         return
-    yield from _replace(file, validate=None)
+    yield _replacement(file, validate=None)
 
 
-def _replace(file: ManagedFile, validate: str | None) -> Iterator[StringCommand]:
+def _replacement(file: ManagedFile, validate: str | None) -> StringCommand:
     """Written through standard input: on its way, an upload with sudo would lie in /tmp, for every user to read."""
     candidate = shlex.quote(str(PurePosixPath(file.path).with_name(f".{PurePosixPath(file.path).name}.new")))
     directory = shlex.quote(str(PurePosixPath(file.path).parent))
@@ -89,7 +89,7 @@ def _replace(file: ManagedFile, validate: str | None) -> Iterator[StringCommand]
         f"chmod {file.mode} {candidate}",
         f"mv -fT {candidate} {shlex.quote(file.path)}",
     ]
-    yield StringCommand(script("\n".join(steps)), _stdin=file.content)
+    return StringCommand(script("\n".join(steps)), _stdin=file.content)
 
 
 def _show_difference(file: ManagedFile, before: bytes) -> None:

@@ -16,11 +16,10 @@ from facts.prometheus import Prometheus, PrometheusState
 from facts.swap import SwapFile
 from operations import lock, preflight
 from operations.llama_cpp import Release
-from operations.swap import MIB
 from settings import Settings
 from tasks import openclaw, paths
 from tasks.cloud_key import operators_key
-from tasks.planning import Finding, Status, disk_needs, findings, key_findings, prometheus_findings, swap_findings
+from tasks.planning import MIB, Finding, Status, disk_needs, findings, key_findings, prometheus_findings, swap_findings
 from tasks.tables import show
 
 
