@@ -281,7 +281,12 @@ def _ask(arguments: argparse.Namespace) -> int:
     from checks import ask, report
 
     url, model = _target(arguments)
-    question = " ".join(sys.stdin.read() if part == "-" else part for part in arguments.question).strip()
+    given = b" ".join(sys.stdin.buffer.read() if part == "-" else os.fsencode(part) for part in arguments.question)
+    try:
+        question = given.decode().strip()
+    except UnicodeDecodeError:
+        question = given.decode(errors="replace").strip()
+        print("(not all of the question is UTF-8: the model sees � for what is not)", file=sys.stderr)
     if not question:
         return _fail("The question is empty.", EXIT_USAGE)
     answer = ask.Answer(url, question, model, arguments.max_tokens)

@@ -344,6 +344,18 @@ def test_ask_reads_standard_input(
     assert server.requests[0]["messages"][0]["content"] == "Review: the diff"
 
 
+def test_ask_says_what_it_replaced(
+    server: Api, options: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "diff").write_bytes(b"-gr\xfc\xdfe\n+ok \xc2\xa0")
+    with (tmp_path / "diff").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert cli.main(["ask", "Review:", "-", *options]) == 0
+    (asked,) = server.requests
+    assert asked["messages"][0]["content"] == "Review: -gr��e\n+ok"
+    assert "UTF-8" in capsys.readouterr().err
+
+
 def test_ask_with_an_address_needs_no_configuration(server: Api) -> None:
     assert cli.main(["ask", "x", "--url", server.url + "/", "--config", "/none"]) == 0
     assert cli.main(["ask", "x", "--url", "localhost"]) == 2
