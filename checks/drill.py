@@ -20,6 +20,7 @@ import calendar
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _IDENTIFIER = "local-llm-drill"
 
 # The unit's TimeoutStartSec is above what two sides can take with these.
+LOCK_SECONDS = 3.0
 QUIET_SECONDS = 10.0
 PROBE_SECONDS = 30.0
 BACK_SECONDS = 10.0
@@ -107,7 +109,7 @@ def run(config: Config, host: Host) -> Drill:
     Raises DrillError, and leaves the record as it was, where a deploy or another drill holds the lock.
     """
     try:
-        with health.lock(str(host.path(DEPLOY_LOCK))):
+        with _locked(host):
             # A deploy that starts meanwhile tells who holds its lock.
             since = time.strftime("%H:%M:%SZ", time.gmtime(host.now()))
             host.path(DEPLOY_LOCK).write_text(f"- local-llm drill since {since}\n")
@@ -161,6 +163,24 @@ def sentence(side: Outcome) -> str:
         took = f"{side.seconds * 1000:.0f} ms" if side.seconds < 1 else f"{side.seconds:.1f} s"
         answered = f"{side.answered_by} answered in {took}"
     return f"without {side.name}: " + "; ".join(part for part in (answered, side.note) if part)
+
+
+@contextmanager
+def _locked(host: Host) -> Iterator[None]:
+    """Hold the deploy's lock, which a deploy that has just ended still has for a moment."""
+    with ExitStack() as held:
+        path = str(host.path(DEPLOY_LOCK))
+        if not _until(lambda: _taken(held, path), LOCK_SECONDS):
+            raise health.AlreadyRunningError(path)
+        yield
+
+
+def _taken(held: ExitStack, path: str) -> bool:
+    try:
+        held.enter_context(health.lock(path))
+    except health.AlreadyRunningError:
+        return False
+    return True
 
 
 def _word(side: Outcome) -> str:
