@@ -114,6 +114,7 @@ class FileMode:
 class Config:
     api_url: str
     admin_socket: str
+    api_socket: str
     cloud: Cloud | None
     drill_weekly: bool
     metrics_url: str
@@ -146,6 +147,11 @@ class Config:
     textfile_directory: str
     log_retention_days: int
     files: tuple[FileMode, ...]
+
+    @property
+    def gateway_socket_unit(self) -> str:
+        """The unit that holds the gateway's ports also while the gateway is down."""
+        return self.gateway_unit.removesuffix(".service") + ".socket"
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -272,6 +278,7 @@ def _config(data: _Section) -> Config:
     return Config(
         api_url=data.url("api_url"),
         admin_socket=data.text("admin_socket", r"/.+"),
+        api_socket=data.text("api_socket", r"/.+"),
         cloud=_cloud(data.section_or_null("cloud")),
         drill_weekly=data.flag("drill_weekly"),
         metrics_url=data.url("metrics_url"),

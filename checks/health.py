@@ -373,7 +373,7 @@ def _waited(config: Config, stalled_seconds: float, *, is_told: bool) -> _Asked:
 
 
 def _probed(config: Config, host: Host, window: Window, local: gateway.Server) -> _Asked:
-    """Ask the idle model for one token.
+    """Ask the idle model for one token, over root's own socket: users can neither fill it nor pass for the probe.
 
     Not where it has answered one since the last check: that proves as much, and the probe would push the prompt of that
     user out of the model's cache ("skipped-traffic"). An answer of the gateway's own ("refused") tells nothing of the
@@ -382,9 +382,12 @@ def _probed(config: Config, host: Host, window: Window, local: gateway.Server) -
     if window.local_answers:
         return _Asked("skipped-traffic")
     body = json.dumps({"model": config.model.name, "prompt": _PROBE_PROMPT, "max_tokens": 1})
-    headers = (("Content-Type", "application/json"), ("X-LLM-Probe", "1"))
+    headers = (("Content-Type", "application/json"),)
+    own_way = str(host.path(config.api_socket))
     try:
-        reply = probe.post(config.api_url, _PROBE_PATH, headers, body.encode(), _PROBE_SECONDS)
+        reply = probe.post_over_socket(own_way, _PROBE_PATH, headers, body.encode(), _PROBE_SECONDS)
+    except probe.NobodyThereError as error:
+        return _Asked("none", reasons=(f"the gateway does not answer on root's own socket: {error}",))
     except probe.PostError as error:
         said = str(error)
     else:

@@ -35,6 +35,10 @@ class PostError(Exception):
     """No answer; the message is a phrase, as in `Answer.detail`."""
 
 
+class NobodyThereError(PostError):
+    """Nothing listens there, or not for this user: nobody was asked."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a POST was answered; `seconds` to the first byte."""
@@ -100,7 +104,17 @@ def get(url: str, timeout_seconds: float = 10.0) -> bytes:
 
 def post(url: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float = 10.0) -> Reply:
     """POST a body as it is; raises PostError."""
-    connection = _connection(url, timeout_seconds)
+    return _post(_connection(url, timeout_seconds), path, headers, body)
+
+
+def post_over_socket(
+    socket_path: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float = 10.0
+) -> Reply:
+    """The same to the server on a unix socket."""
+    return _post(_UnixConnection(socket_path, timeout_seconds), path, headers, body)
+
+
+def _post(connection: http.client.HTTPConnection, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> Reply:
     start = time.perf_counter()
     try:
         connection.putrequest("POST", path, skip_host=any(name.lower() == "host" for name, _ in headers))
@@ -113,7 +127,8 @@ def post(url: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, t
         seconds = time.perf_counter() - start
         return Reply(response.status, response.headers, response.read(_LARGEST_ANSWER), seconds)
     except (OSError, http.client.HTTPException) as error:
-        raise PostError(_phrase(error, timeout_seconds)[1]) from None
+        state, phrase = _phrase(error, connection.timeout or 0)
+        raise (NobodyThereError if state in ("refused", "forbidden") else PostError)(phrase) from None
     finally:
         connection.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from checks import network, systemd, ufw
@@ -25,10 +26,11 @@ def listeners(config: Config, host: Host) -> Iterator[Result]:
             bool(here) and all(listener.loopback for listener in here),
             ", ".join(str(listener) for listener in here) or "nothing listens",
             "loopback only",
-            f"Others than this machine may reach it. Stop it now: sudo systemctl stop {config.gateway_unit}; "
-            "then deploy again"
+            f"Others than this machine may reach it. Stop it now: sudo systemctl stop {config.gateway_socket_unit} "
+            f"{config.gateway_unit}; then deploy again"
             if here
-            else f"The gateway does not listen. Why: sudo journalctl -u {config.gateway_unit} -n 50",
+            else f"Nobody holds it, so any user may take it. Start both: sudo systemctl start "
+            f"{config.gateway_socket_unit} {config.gateway_unit}",
         )
 
 
@@ -140,7 +142,20 @@ def files(config: Config, host: Host) -> Iterator[Result]:
 
 
 def socket(config: Config, host: Host) -> Iterator[Result]:
-    """Only the service and the gateway's group reach llama-server past the gateway."""
+    """Only the gateway reaches llama-server's socket, in a directory where nobody but root can exchange it."""
+    try:
+        directory = host.status(str(PurePosixPath(config.socket).parent))
+    except FileNotFoundError:
+        pass  # nor is there a socket
+    else:
+        yield judge(
+            "directory of the socket",
+            (directory.mode, directory.owner, directory.group) == (0o750, "root", config.gateway_user),
+            f"{directory.mode:04o} {directory.owner}:{directory.group}",
+            f"0750 root:{config.gateway_user}",
+            "Others may reach the model past the gateway, or put something else in the socket's place. Put it right: "
+            f"sudo systemctl restart {config.service_unit}",
+        )
     limit = f"socket, no access for others, {config.service_user}:{config.service_group}"
     try:
         found = host.status(config.socket)
@@ -150,7 +165,7 @@ def socket(config: Config, host: Host) -> Iterator[Result]:
             Status.FAIL,
             "missing",
             limit,
-            f"llama-server made no socket. Why: sudo journalctl -u {config.service_unit} -n 50",
+            f"llama-server made no socket, or it was refused. Why: sudo journalctl -u {config.service_unit} -n 50",
         )
         return
     yield judge(

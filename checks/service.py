@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def units(config: Config, host: Host) -> Iterator[Result]:
-    """Both units run now and after a reboot, with the unit file that is on disk."""
-    for unit in host.units(config.service_unit, config.gateway_unit):
+    """Both units and the gateway's sockets are there now and after a reboot, with the unit file that is on disk."""
+    for unit in host.units(config.service_unit, config.gateway_unit, config.gateway_socket_unit):
         enabled = unit.file_state == "enabled"
         yield judge(
             unit.name,

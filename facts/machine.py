@@ -79,6 +79,8 @@ class MachineState:
     listeners: dict[int, str] = field(default_factory=dict)
     ssh_ports: frozenset[int] = frozenset()
     gateway_pids: frozenset[int] = frozenset()
+    gateway_ports: frozenset[int] = frozenset()
+    has_ipv6: bool = False
     llama_memory_mib: int = 0
 
 
@@ -98,6 +100,9 @@ echo @ssh; sshd=$(command -v sshd || echo /usr/sbin/sshd); "$sshd" -T 2>/dev/nul
 systemctl show ssh.socket -p Listen --value 2>/dev/null | grep -oE ':[0-9]+ ' | tr -d ': '
 echo @gateway; pid=$(systemctl show local-llm-gateway -p MainPID --value 2>/dev/null)
 [ "${{pid:-0}}" -gt 0 ] && {{ echo "$pid"; ps -o pid= --ppid "$pid"; }}
+echo @gateway_ports
+systemctl show local-llm-gateway.socket -p Listen --value 2>/dev/null | grep -oE ':[0-9]+ ' | tr -d ': '
+echo @ipv6; cat /proc/net/if_inet6 >/dev/null 2>&1 && echo yes
 echo @own; systemctl show local-llm -p MemoryCurrent --value 2>/dev/null
 true
 """
@@ -145,6 +150,8 @@ def parse_machine(output: list[str]) -> MachineState:
         listeners=dict(_listeners(lines("listeners"))),
         ssh_ports=frozenset({int(line) for line in lines("ssh")} | ssh_listeners),
         gateway_pids=frozenset(int(line) for line in lines("gateway")),
+        gateway_ports=frozenset(int(line) for line in lines("gateway_ports")),
+        has_ipv6=first("ipv6") == "yes",
         llama_memory_mib=int(own_bytes) // 1024**2 if own_bytes.isdigit() and len(own_bytes) < 16 else 0,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from pyinfra.api import FactBase
@@ -20,12 +21,15 @@ class UnitState:
     stamp: str | None = None
 
 
+_SHOWN = "-p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID"
+
+
 class Unit(FactBase[UnitState]):
     """State of a service, and the configuration stamp in its main process's environment."""
 
     def command(self, unit: str) -> str:
         return (
-            f"systemctl show {unit} -p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID; "
+            f"systemctl show {unit} {_SHOWN}; "
             f"pid=$(systemctl show {unit} -p MainPID --value); "
             f'[ "${{pid:-0}}" -gt 0 ] && tr "\\0" "\\n" < "/proc/$pid/environ" | grep "^{STAMP_VARIABLE}="; true'
         )
@@ -35,10 +39,31 @@ class Unit(FactBase[UnitState]):
         return UnitState()
 
     def process(self, output: list[str]) -> UnitState:
-        values = dict(re.findall(r"^(\w+)=(.*)$", "\n".join(output), re.MULTILINE))
-        return UnitState(
-            active=values.get("ActiveState") in ("active", "activating", "reloading"),
-            enabled=values.get("UnitFileState") == "enabled",
-            needs_reload=values.get("NeedDaemonReload") == "yes",
-            stamp=values.get(STAMP_VARIABLE),
+        return _state(output)
+
+
+class SocketUnit(FactBase[UnitState]):
+    """State of a socket unit, and the configuration stamp that it wrote to a file when its sockets were made."""
+
+    def command(self, unit: str, stamp_file: str) -> str:
+        return (
+            f"systemctl show {unit} {_SHOWN}; "
+            f'[ ! -e {shlex.quote(stamp_file)} ] || echo "{STAMP_VARIABLE}=$(cat {shlex.quote(stamp_file)})"'
         )
+
+    @staticmethod
+    def default() -> UnitState:
+        return UnitState()
+
+    def process(self, output: list[str]) -> UnitState:
+        return _state(output)
+
+
+def _state(output: list[str]) -> UnitState:
+    values = dict(re.findall(r"^(\w+)=(.*)$", "\n".join(output), re.MULTILINE))
+    return UnitState(
+        active=values.get("ActiveState") in ("active", "activating", "reloading"),
+        enabled=values.get("UnitFileState") == "enabled",
+        needs_reload=values.get("NeedDaemonReload") == "yes",
+        stamp=values.get(STAMP_VARIABLE),
+    )

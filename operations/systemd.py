@@ -8,13 +8,14 @@ a deploy that was broken off between writing a file and restarting, where "did t
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Generator, Sequence
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.files import FileDigests
-from facts.systemd import STAMP_VARIABLE, Unit
+from facts.systemd import STAMP_VARIABLE, SocketUnit, Unit
 from operations.remote import script
 
 
@@ -47,6 +48,57 @@ def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Ge
         script(f"systemctl reset-failed {unit} 2>/dev/null || true\nsystemctl restart {unit} || {_why(unit)}")
     )
     yield StringCommand(script(_wait(unit, ready, ready_timeout_seconds)))
+
+
+_HOLD = """
+import socket, subprocess, sys
+unit, *addresses = sys.argv[1:]
+held = []
+for address in addresses:
+    name, _, port = address.rpartition(":")
+    is_ipv6 = "[" in name
+    holder = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+    # Shared with root's own sockets only, and never listening; with SO_REUSEADDR any user could share it.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if is_ipv6:
+        # IPV6_FREEBIND, which Python does not name: also where the host has no such address, as the unit does.
+        holder.setsockopt(socket.IPPROTO_IPV6, 78, 1)
+    try:
+        holder.bind((name.strip("[]"), int(port)))
+    except OSError as error:
+        sys.exit(f"port {port}: {error.strerror}. Who has it: sudo ss -ltnp 'sport = :{port}'")
+    held.append(holder)
+sys.exit(subprocess.run(["systemctl", "restart", unit]).returncode)
+"""
+
+
+@operation()
+def sockets(
+    unit: str, service: str, stamp: str, stamp_file: str, addresses: Sequence[str]
+) -> Generator[StringCommand, None, None]:
+    """Ensure that a socket unit is enabled and holds the sockets of this stamp.
+
+    Where it does not, its service is stopped, and its sockets are made anew; who starts the service comes after this.
+    Nobody else can take a port of them meanwhile: root holds them all, which the unit's ReusePort=yes allows. Only
+    the first time there is a moment between the end of a service that had the ports itself and this.
+
+    + unit: the socket unit, with its suffix
+    + service: the service that gets the sockets, with its suffix
+    + stamp: what the unit is to have written to its file when it made the sockets
+    + stamp_file: that file's path
+    + addresses: the TCP addresses among the sockets, as `127.0.0.1:80` and `[::1]:80`
+    """
+    now = host.get_fact(SocketUnit, unit=unit, stamp_file=stamp_file)
+    if now.needs_reload or not now.active:
+        yield StringCommand("systemctl", "daemon-reload")
+    if not now.enabled:
+        yield StringCommand("systemctl", "enable", "--quiet", unit)
+    if now.active and now.stamp == stamp:
+        if now.enabled and not now.needs_reload:
+            host.noop(f"{unit} holds its sockets")
+        return
+    hold = " ".join(["python3", "-c", shlex.quote(_HOLD.strip()), unit, *map(shlex.quote, addresses)])
+    yield StringCommand(script(f"systemctl stop --quiet {service} 2>/dev/null || true\n{hold} || {_why(unit)}"))
 
 
 @operation()

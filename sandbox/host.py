@@ -159,6 +159,8 @@ class SandboxHost:
                 network="bridge",
                 extra_hosts={"host.docker.internal": "host-gateway"},
                 hostname="sandbox",
+                # As on a VPS, localhost is ::1 first.
+                sysctls={"net.ipv6.conf.lo.disable_ipv6": "0"},
                 labels={LABEL: self.role, f"{LABEL}.image": self.image},
                 # systemd as PID 1, without --privileged: that fails where the engine itself lacks
                 # CAP_SYS_RESOURCE.

@@ -43,15 +43,20 @@ def checks_configuration(target: Target) -> ManagedFile:
         "/etc/systemd/system/localllm.slice",
         f"/etc/systemd/system/{paths.SERVICE_UNIT}",
         f"/etc/systemd/system/{paths.GATEWAY_UNIT}",
+        f"/etc/systemd/system/{paths.GATEWAY_SOCKET_UNIT}",
+        paths.PUBLISH_SOCKET,
         ENVIRONMENT_FILE,
         CONFIGURATION_FILE,
         target.model_file,
         f"{paths.CURRENT}/bin/llama-server",
+        paths.ROOT_RUNTIME,
     ]
-    executable = (f"{paths.CURRENT}/bin/llama-server",)
+    modes = dict.fromkeys((f"{paths.CURRENT}/bin/llama-server", paths.PUBLISH_SOCKET), "0755")
+    modes[paths.ROOT_RUNTIME] = "0700"
     content = {
         "api_url": f"http://127.0.0.1:{settings.api_port}",
         "admin_socket": paths.GATEWAY_ADMIN_SOCKET,
+        "api_socket": paths.GATEWAY_API_SOCKET,
         "cloud": _cloud(settings),
         "drill_weekly": settings.drill_weekly,
         "metrics_url": f"http://127.0.0.1:{settings.metrics_port}/metrics",
@@ -87,8 +92,7 @@ def checks_configuration(target: Target) -> ManagedFile:
         "textfile_directory": settings.textfile_directory,
         "log_retention_days": settings.log_retention_days,
         "files": [
-            {"path": path, "mode": "0755" if path in executable else "0644", "owner": "root", "group": "root"}
-            for path in watched
+            {"path": path, "mode": modes.get(path, "0644"), "owner": "root", "group": "root"} for path in watched
         ],
     }
     return ManagedFile(CHECKS_CONFIGURATION, json.dumps(content, indent=2) + "\n")

@@ -90,7 +90,7 @@ def memory_plan(settings: Settings) -> MemoryPlan:
         weights=round(weights / MIB),
         kv_cache=round(model.kv_bytes_per_token * settings.context_tokens * settings.parallel * kv_factor / MIB),
         server=SERVER_MIB,
-        prompt_cache=settings.prompt_cache_mib,
+        prompt_cache=settings.reusable_prompts_mib,
     )
 
 
@@ -249,7 +249,9 @@ def _disk(machine: MachineState, needs: dict[str, int]) -> Iterator[Finding]:
 
 def _port(setting: str, port: int, machine: MachineState, own_pids: frozenset[int]) -> Finding:
     process = machine.listeners.get(port)
-    ours = process is not None and any(f"pid={pid}," in process for pid in own_pids)
+    # While the gateway is down, systemd alone holds its ports.
+    holders = own_pids | ({1} if port in machine.gateway_ports else set())
+    ours = process is not None and any(f"pid={pid}," in process for pid in holders)
     return _finding(
         f"port {port}", process is None or ours, "ours" if ours else (process or "free"), "free, or ours",
         f"stop what listens there (`sudo ss -ltnp 'sport = :{port}'`) or set {setting} to another port",

@@ -16,6 +16,8 @@ ENVIRONMENT_FILE = f"{paths.CONFIGURATION}/llama-server.env"
 READY = f"curl -fsS -m 2 -o /dev/null --unix-socket {paths.SOCKET} http://localhost/health 2>/dev/null"
 READY_SECONDS = 180
 """Loading a model is reading its file: enough for 2 GB at 12 MB/s."""
+SOCKET_SECONDS = 60
+"""llama-server makes its socket before it loads the model. systemd itself waits 90 s for a start."""
 
 
 def unit_files(target: Target) -> list[ManagedFile]:
@@ -26,6 +28,9 @@ def unit_files(target: Target) -> list[ManagedFile]:
         rendered(
             f"/etc/systemd/system/{paths.SERVICE_UNIT}",
             model_name=settings.selected_model.name,
+            own_socket=paths.OWN_SOCKET,
+            socket=paths.SOCKET,
+            publish_socket=paths.PUBLISH_SOCKET,
             service_user=settings.service_user,
             service_group=settings.service_group,
             memory_max_mib=settings.memory_max_mib,
@@ -42,10 +47,11 @@ def environment_file(target: Target, stamp: str) -> ManagedFile:
         ENVIRONMENT_FILE,
         model_file=target.model_file,
         model_name=settings.selected_model.name,
-        socket=paths.SOCKET,
+        socket=paths.OWN_SOCKET,
         context_tokens=settings.context_tokens,
         kv_cache_type=settings.kv_cache_type,
-        prompt_cache_mib=settings.prompt_cache_mib,
+        prompt_cache_mib=settings.reusable_prompts_mib,
+        share_prompt_cache=settings.share_prompt_cache,
         repack_weights=settings.repack_weights,
         parallel=settings.parallel,
         threads=compute_threads(settings, target.machine),
@@ -56,17 +62,32 @@ def environment_file(target: Target, stamp: str) -> ManagedFile:
     )
 
 
+def publish_script() -> ManagedFile:
+    """What root runs to put llama-server's socket where the gateway finds it."""
+    return rendered(
+        paths.PUBLISH_SOCKET,
+        mode="0755",
+        directory=paths.PUBLISHED,
+        gateway_user=paths.GATEWAY_USER,
+        wait_seconds=SOCKET_SECONDS,
+    )
+
+
 def service_stamp(target: Target) -> str:
-    """A digest of all that llama-server must be restarted for: units, options, binary and model."""
+    """A digest of all that llama-server must be restarted for: units, publishing, options, binary and model."""
     options = environment_file(target, stamp="").content
-    return systemd.stamp(*(unit.content for unit in unit_files(target)), options, target.release.id)
+    units = (file.content for file in (publish_script(), *unit_files(target)))
+    return systemd.stamp(*units, options, target.release.id)
 
 
 @deploy("Service")
 def run(target: Target) -> None:
     """Write unit and options, restart at most once and only if something changed, and wait for its health."""
     stamp = service_stamp(target)
-    files.managed(name="Write unit and options", files=[*unit_files(target), environment_file(target, stamp)])
+    files.managed(
+        name="Write unit and options",
+        files=[publish_script(), *unit_files(target), environment_file(target, stamp)],
+    )
     systemd.service(
         name="Run llama-server",
         unit=paths.SERVICE_UNIT,

@@ -278,6 +278,7 @@ def test_nobody_can_be_the_services_user(deployed: Machine) -> None:
     run = with_settings(deployed, service_user="nobody", service_group="nogroup").deploy()
     assert run.succeeded, run.output
     assert deployed.sh(f"ps -o user=,group= -p {deployed.main_pid()}").split() == ["nobody", "nogroup"]
+    assert deployed.sh("stat -c %U:%G /run/local-llm-sockets/llama.sock") == "nobody:nogroup"
     assert deployed.answers()
     assert deployed.deploy().succeeded
 

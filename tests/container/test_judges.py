@@ -46,7 +46,8 @@ def test_systemd_accepts_the_units_without_a_warning(deployed: Machine, name: st
     settings = VARIANTS[name]
     release = Release(settings.llama_cpp_repository, settings.llama_cpp_commit, True, "x86_64")
     target = Target(settings, LoginState("u", False, True, 22), MachineState(cores=2), release, ())
-    units = [*service.unit_files(target), gateway.unit_file(settings, "stamp")]
+    units = [*service.unit_files(target), gateway.socket_unit_file(settings, "stamp", has_ipv6=True)]
+    units.append(gateway.unit_file(settings, "stamp"))
     paths = [put(deployed, f"/tmp/judged/{unit.path.rsplit('/', 1)[1]}", unit.content) for unit in units]
     assert deployed.sh(f"systemd-analyze verify --man=no {' '.join(paths)} 2>&1") == ""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tasks.paths import GATEWAY_API_SOCKET
 from tests.container.machine import Machine, eventually
 
 pytestmark = pytest.mark.distribution(0)
@@ -101,7 +102,7 @@ def test_every_request_counts_once(quiet: Machine) -> None:
         "127.0.0.1:8765/health",
         "127.0.0.1:8765/v1/models",
         f"127.0.0.1:8765/v1/chat/completions -H 'X-LLM-Explain: 1' {body}",
-        f"127.0.0.1:8765/v1/chat/completions -H 'X-LLM-Probe: 1' {body}",
+        f"--unix-socket {GATEWAY_API_SOCKET} http://localhost/v1/chat/completions {body}",
     ):
         quiet.http(request)
     sample = run(quiet)

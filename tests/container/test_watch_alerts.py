@@ -166,7 +166,7 @@ def test_a_stopped_service_is_told_at_the_next_check_and_left_alone(watched: Mac
 
 
 def test_a_stopped_gateway_is_told_at_the_next_check(watched: Machine) -> None:
-    watched.sh("systemctl stop local-llm-gateway")
+    watched.sh("systemctl stop local-llm-gateway.socket local-llm-gateway")
     check(watched)
     assert is_open(watched) == {"api-down"}
     watched.sh("systemctl start local-llm-gateway")
@@ -354,7 +354,7 @@ def _be_asked(machine: Machine) -> None:
 
 def test_downtime_is_told_until_it_is_long_ago(watched: Machine) -> None:
     with configured(watched, uptime_goal_percent=99.99):
-        watched.sh("systemctl stop local-llm-gateway")
+        watched.sh("systemctl stop local-llm-gateway.socket local-llm-gateway")
         # A check counts for the time since the one before: more than 0.01 % of a day.
         check(watched)
         time.sleep(10)

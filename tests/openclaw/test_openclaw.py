@@ -72,7 +72,7 @@ def test_for_an_openclaw_that_is_still_to_come_file_and_commands_are_left(machin
 
 def test_what_fails_after_the_write_is_put_back(machine: Machine, user: OpenClawUser) -> None:
     user.write(BY_HAND)
-    machine.sh("systemctl stop local-llm-gateway")
+    machine.sh("systemctl stop local-llm-gateway.socket local-llm-gateway")
     try:
         said = user.sh(f"sh {DIRECTORY}/apply.sh 2>&1", check=False)
     finally:

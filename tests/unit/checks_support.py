@@ -21,6 +21,7 @@ from checks.result import Check, Result, Status
 NOW = 1795385593.0
 SERVICE = "local-llm.service"
 GATEWAY = "local-llm-gateway.service"
+GATEWAY_SOCKETS = "local-llm-gateway.socket"
 PID = 4242
 RELEASE = "0c1e57098bba-a1b2c3d4"
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
@@ -31,10 +32,11 @@ MIB = 1024 * 1024
 CONFIG: Mapping[str, Any] = {
     "api_url": "http://127.0.0.1:8765",
     "admin_socket": "/a",
+    "api_socket": "/b",
     "cloud": None,
     "drill_weekly": True,
     "metrics_url": "http://127.0.0.1:8766/metrics",
-    "socket": "/run/local-llm/llama.sock",
+    "socket": "/run/local-llm-sockets/llama.sock",
     "service_unit": SERVICE,
     "gateway_unit": GATEWAY,
     "service_user": "local-llm",
@@ -343,6 +345,28 @@ class Admin:
 def up(**changes: str) -> dict[str, str]:
     """The columns of a server that its checks find well."""
     return {"status": "UP", "check_status": "L7OK", "check_code": "200", **changes}
+
+
+class _UnixServer(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """As above."""
+
+
+@contextmanager
+def serve_root(api: Api, folder: Path) -> Iterator[None]:
+    """The same server on root's socket, at the configuration's place under the folder."""
+    server = _UnixServer(str(folder / "b"), type("Handler", (_Handler,), {"api": api}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        (folder / "b").unlink()
 
 
 @contextmanager

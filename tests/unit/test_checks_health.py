@@ -29,6 +29,7 @@ from tests.unit.checks_support import (
     make_config,
     serve,
     serve_admin,
+    serve_root,
     show,
     up,
 )
@@ -242,9 +243,10 @@ def admin(tmp_path: Path) -> Iterator[Admin]:
 
 
 @pytest.fixture
-def watched(server: Api, admin: Admin, tmp_path: Path) -> Config:
-    """The configuration of a host whose gateway can be asked."""
-    return make_config(tmp_path, api_url=server.url, metrics_url=f"{server.url}/metrics")
+def watched(server: Api, admin: Admin, tmp_path: Path) -> Iterator[Config]:
+    """The configuration of a host whose gateway can be asked, by root also past its users."""
+    with serve_root(server, tmp_path):
+        yield make_config(tmp_path, api_url=server.url, metrics_url=f"{server.url}/metrics")
 
 
 def test_an_idle_model_is_asked_for_one_token(server: Api, watched: Config, host: FakeHost) -> None:
@@ -252,7 +254,15 @@ def test_an_idle_model_is_asked_for_one_token(server: Api, watched: Config, host
     assert (sample.probe, sample.ok) == ("ok", True)
     assert sample.probe_seconds is not None
     assert server.requests == [{"model": "tiny", "prompt": "a", "max_tokens": 1}]
-    assert [headers["X-LLM-Probe"] for headers in server.received if "X-LLM-Probe" in headers] == ["1"]
+    assert [name for headers in server.received for name in headers if name.startswith("X-LLM-")] == []
+
+
+def test_the_probe_takes_roots_own_way(server: Api, admin: Admin, tmp_path: Path, host: FakeHost) -> None:
+    """Where nobody answers there, the API for users is not asked instead, and the model is not blamed."""
+    sample = health.measure(make_config(tmp_path, api_url=server.url), host, Window())
+    assert (sample.probe, sample.ok) == ("none", False)
+    assert sample.reasons[0].startswith("the gateway does not answer on root's own socket: nothing listens there")
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("row", [{"scur": "1"}, {"qcur": "1"}])
@@ -368,7 +378,7 @@ def test_a_probe_that_came_second_is_no_failure(
         admin.servers["llm/llama"] = up(scur="1")
         raise probe.PostError("no answer in 10 s")
 
-    monkeypatch.setattr(probe, "post", overtaken)
+    monkeypatch.setattr(probe, "post_over_socket", overtaken)
     sample = health.measure(watched, host, Window())
     assert (sample.probe, sample.ok) == ("skipped-busy", True)
 

@@ -24,6 +24,7 @@ from tests.unit.checks_support import (
     make_config,
     serve,
     serve_admin,
+    serve_root,
     show,
 )
 from tests.unit.test_checks_window import GATEWAY_KILL, KILL, line
@@ -44,8 +45,9 @@ def admin(tmp_path: Path) -> Iterator[Admin]:
 
 
 @pytest.fixture
-def config(server: Api, admin: Admin, tmp_path: Path) -> Config:
-    return make_config(tmp_path, api_url=server.url, metrics_url=f"{server.url}/metrics")
+def config(server: Api, admin: Admin, tmp_path: Path) -> Iterator[Config]:
+    with serve_root(server, tmp_path):
+        yield make_config(tmp_path, api_url=server.url, metrics_url=f"{server.url}/metrics")
 
 
 @pytest.fixture

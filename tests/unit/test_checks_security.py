@@ -62,7 +62,7 @@ def test_a_port_open_to_others(config: Config, host: FakeHost, address: str) -> 
     host.put("/proc/self/net/tcp", HEADER + row("0100007F", 8765) + row(address, 8765) + row("0100007F", 8766))
     found = results(security.listeners, config, host)
     assert found["port 8765"].status is Status.FAIL
-    assert "systemctl stop local-llm-gateway.service" in found["port 8765"].remedy
+    assert "systemctl stop local-llm-gateway.socket local-llm-gateway.service" in found["port 8765"].remedy
     assert found["port 8766"].status is Status.PASS
 
 
@@ -159,13 +159,14 @@ def test_a_missing_file(config: Config, host: FakeHost) -> None:
 
 
 def make_socket(host: FakeHost, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = host.path("/run/local-llm/llama.sock")
-    path.parent.mkdir(parents=True)
+    path = host.path("/run/local-llm-sockets/llama.sock")
+    path.parent.mkdir(mode=0o750, parents=True)
+    host.owners["/run/local-llm-sockets"] = ("root", "local-llm-gateway")
     monkeypatch.chdir(path.parent)  # a socket's path holds 108 bytes
     with sockets.socket(sockets.AF_UNIX) as made:
         made.bind(path.name)
     path.chmod(mode)
-    host.owners["/run/local-llm/llama.sock"] = ("local-llm", "local-llm")
+    host.owners["/run/local-llm-sockets/llama.sock"] = ("local-llm", "local-llm")
 
 
 @pytest.mark.parametrize(
@@ -175,18 +176,36 @@ def test_the_mode_of_the_socket(
     config: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch, mode: int, status: Status
 ) -> None:
     make_socket(host, mode, monkeypatch)
-    assert statuses(security.socket, config, host) == {"socket": status}
+    assert statuses(security.socket, config, host) == {"directory of the socket": Status.PASS, "socket": status}
 
 
 def test_the_owner_of_the_socket(config: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     make_socket(host, 0o770, monkeypatch)
-    host.owners["/run/local-llm/llama.sock"] = ("local-llm", "users")
-    assert statuses(security.socket, config, host) == {"socket": Status.FAIL}
+    host.owners["/run/local-llm-sockets/llama.sock"] = ("local-llm", "users")
+    assert statuses(security.socket, config, host)["socket"] is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner"),
+    [
+        (0o770, ("root", "local-llm-gateway")),
+        (0o755, ("root", "local-llm-gateway")),
+        (0o750, ("local-llm", "local-llm-gateway")),
+        (0o750, ("root", "local-llm")),
+    ],
+)
+def test_a_directory_in_which_others_may_exchange_or_reach_the_socket(
+    config: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch, mode: int, owner: tuple[str, str]
+) -> None:
+    make_socket(host, 0o770, monkeypatch)
+    host.path("/run/local-llm-sockets").chmod(mode)
+    host.owners["/run/local-llm-sockets"] = owner
+    assert statuses(security.socket, config, host)["directory of the socket"] is Status.FAIL
 
 
 def test_a_file_in_place_of_the_socket(config: Config, host: FakeHost) -> None:
-    host.put("/run/local-llm/llama.sock", "", mode=0o660)
-    host.owners["/run/local-llm/llama.sock"] = ("local-llm", "local-llm")
+    host.put("/run/local-llm-sockets/llama.sock", "", mode=0o660)
+    host.owners["/run/local-llm-sockets/llama.sock"] = ("local-llm", "local-llm")
     assert "not a socket" in results(security.socket, config, host)["socket"].value
 
 

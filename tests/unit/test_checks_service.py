@@ -11,6 +11,7 @@ from checks.result import Status
 from tests.unit.checks_support import (
     COMMIT,
     GATEWAY,
+    GATEWAY_SOCKETS,
     MODEL_PATH,
     PID,
     RELEASE,
@@ -32,7 +33,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def host(tmp_path: Path) -> FakeHost:
     host = FakeHost(tmp_path)
-    host.put_units(show(SERVICE), show(GATEWAY, MainPID="4300"))
+    host.put_units(show(SERVICE), show(GATEWAY, MainPID="4300"), show(GATEWAY_SOCKETS, MainPID="0"))
     host.users = {PID: "local-llm", 4300: "local-llm-gateway"}
     host.put_link("/opt/local-llm/current", f"releases/{RELEASE}")
     host.put(f"/opt/local-llm/releases/{RELEASE}/release.json", json.dumps({"release": RELEASE, "commit": COMMIT}))
@@ -63,7 +64,7 @@ def test_as_deployed(config: Config, host: FakeHost) -> None:
     found = [result for check in CHECKS for result in check(config, host)]
     assert {result.status for result in found} == {Status.PASS}
     assert all(result.remedy == "" for result in found)
-    assert len({result.name for result in found}) == len(found) == 11
+    assert len({result.name for result in found}) == len(found) == 12
 
 
 def test_units_are_asked_for_once(config: Config, host: FakeHost) -> None:

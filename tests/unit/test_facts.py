@@ -44,6 +44,11 @@ MemAvailable:    6123456 kB
 @gateway
 9
   10
+@gateway_ports
+8765
+8766
+@ipv6
+yes
 @own
 1048576000""".splitlines()
 
@@ -60,12 +65,15 @@ def test_a_machine_is_read() -> None:
     assert set(machine.listeners) == {22, 2222, 8765}
     assert machine.ssh_ports == {22, 2222}
     assert machine.gateway_pids == {9, 10}
+    assert machine.gateway_ports == {8765, 8766}
+    assert machine.has_ipv6
     assert machine.llama_memory_mib == 1000
 
 
 def test_a_machine_that_says_nothing_is_still_a_machine() -> None:
     machine = parse_machine([])
     assert machine.os_name == "unknown"
+    assert not machine.has_ipv6
     assert machine.ssh_ports == frozenset()
 
 

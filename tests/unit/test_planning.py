@@ -101,6 +101,14 @@ def test_a_port_that_is_ours_is_free() -> None:
     assert judge(machine=replace(machine, gateway_pids=frozenset({4})))["port 8765"].status is Status.FAIL
 
 
+def test_a_port_that_systemd_holds_is_ours_only_by_the_gateways_own_unit() -> None:
+    machine = replace(VPS, listeners={8765: 'users:(("systemd",pid=1,fd=36))'}, gateway_ports=frozenset({8765, 8766}))
+    assert judge(machine=machine)["port 8765"].status is Status.PASS
+    assert judge(machine=replace(machine, gateway_ports=frozenset({8766})))["port 8765"].status is Status.FAIL
+    stranger = replace(machine, listeners={8765: 'users:(("nginx",pid=12,fd=3))'})
+    assert judge(machine=stranger)["port 8765"].status is Status.FAIL
+
+
 def test_a_slow_cpu_and_a_sudo_password_only_warn() -> None:
     assert judge(machine=replace(VPS, cpu_flags=frozenset()))["cpu"].status is Status.WARN
     assert judge(login=replace(LOGIN, sudo_without_password=False))["root rights"].status is Status.WARN
