@@ -222,6 +222,12 @@ class Settings(BaseModel):
         ge=0,
         le=16_384,
     )
+    share_prompt_cache: bool = setting(
+        True,
+        "Let a request reuse what the model has read for an earlier one. Off on a host with several users: by what is "
+        "reused, one could guess the prompts of another. Then every prompt is read anew, and `prompt_cache_mib` counts "
+        "as 0.",
+    )
     memory_max_mib: int = setting(
         3_072, "Hard memory limit of llama-server; above it only llama-server is killed.",
         unit="MiB", ge=64, le=1_048_576,
@@ -257,12 +263,12 @@ class Settings(BaseModel):
         le=7_200,
     )
     max_body_kib: int = setting(
-        256,
-        "Largest request body that the gateway reads whole. Larger ones go to the cloud, or are answered 413 where "
-        "none is configured.",
+        1_024,
+        "Largest request body. The gateway reads each whole before it lets anything of it go anywhere; larger ones are "
+        "answered 413. Pictures for a cloud want more, and more of `gateway_memory_max_mib`.",
         unit="KiB",
         ge=4,
-        le=4_096,
+        le=16_384,
     )
     requests_per_minute: int | None = setting(
         None, "Completions a minute; more are answered 429. Unset: no limit.", ge=1, le=100_000
@@ -285,6 +291,12 @@ class Settings(BaseModel):
     cloud_models: tuple[ModelName, ...] = setting(
         (),
         "The provider's models, by its own names: listed by /v1/models and offered to OpenClaw.",
+        allowed="a list of model names, such as gpt-5-mini or openai/gpt-5-mini",
+    )
+    cloud_model_aliases: tuple[ModelName, ...] = setting(
+        (),
+        "Further names by which programs may ask the provider for a model, sent as they are and not listed. A request "
+        "for any other name never leaves the host.",
         allowed="a list of model names, such as gpt-5-mini or openai/gpt-5-mini",
     )
     cloud_key_file: str | None = setting(
@@ -364,9 +376,10 @@ class Settings(BaseModel):
         ge=1,
         le=1_000_000,
     )
-    route_reasoning_efforts: tuple[FieldValue, ...] = setting(
-        ("medium", "high"),
-        "Values of `reasoning_effort` that go to the cloud first.",
+    route_low_efforts: tuple[FieldValue, ...] = setting(
+        ("none", "minimal", "low"),
+        "Values of `reasoning_effort` (or `reasoning.effort`, `output_config.effort`) that ask for little: with any "
+        "other, a request goes to the cloud first.",
         allowed=_FIELD_VALUES,
     )
     route_priority_tiers: tuple[FieldValue, ...] = setting(
@@ -591,6 +604,11 @@ class Settings(BaseModel):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def reusable_prompts_mib(self) -> int:
+        """RAM for prompts seen before: none where they are not shared."""
+        return self.prompt_cache_mib if self.share_prompt_cache else 0
+
+    @property
     def selected_model(self) -> Model:
         """The model that `model` names, with the custom settings filled in."""
         if self.model != CUSTOM:
@@ -631,12 +649,14 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
     if settings.cloud_url is not None and not _has_usable_port(settings.cloud_url):
         yield f"cloud_url = {settings.cloud_url!r}: allowed: ports from 1 to 65535"
     if settings.cloud_url is None:
-        for name in ("cloud_models", "cloud_key_file"):
+        for name in ("cloud_models", "cloud_model_aliases", "cloud_key_file"):
             if value := getattr(settings, name):
                 yield f"{name} = {value!r}: only with cloud_url"
-    own_name = settings.model_name if settings.model == CUSTOM else settings.model
-    if own_name in settings.cloud_models:
-        yield f"cloud_models contains {own_name!r}: that name is the host's own model"
+    own_names = {settings.model_name if settings.model == CUSTOM else settings.model, *CATALOGUE}
+    for field in ("cloud_models", "cloud_model_aliases"):
+        # Also of a model that the host served before: programs that name it mean to stay on the host.
+        for own in [own for own in getattr(settings, field) if own in own_names]:
+            yield f"{field} contains {own!r}: that name is a model of the host's own"
     if settings.cloud_silence_seconds < settings.cloud_first_byte_seconds:
         limit = f"cloud_first_byte_seconds ({settings.cloud_first_byte_seconds})"
         yield f"cloud_silence_seconds = {settings.cloud_silence_seconds}: allowed: from {limit} up"

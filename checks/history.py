@@ -19,8 +19,8 @@ LOCAL, CLOUD = "local", "cloud"
 _GRACE_SECONDS = 60
 """How long after its time a health check may still be under way."""
 
-ROUTED_UTILITY = ("utility-task", "short-prompt")
-KEPT_UTILITY = ("no-cloud", "local-model", "asked-local")
+ROUTED_UTILITY = ("utility-task", "short-prompt", "asked-local-first")
+KEPT_UTILITY = ("no-cloud", "local-model", "unlisted-model", "asked-local")
 """Reasons of small work. The first may go to the cloud; the others are answered by the local model or not at all: it
 was named or asked for by the client, which is how OpenClaw is given its utility model, or there is no cloud."""
 

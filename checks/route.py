@@ -19,16 +19,18 @@ EXPLAIN = "X-LLM-Explain"
 _OWN_HEADERS = (EXPLAIN.lower(), "content-length", "transfer-encoding", "connection", "expect")
 
 _RULES = {
-    "probe": "the header X-LLM-Probe marks it as one of this host's own checks, so it never leaves this machine",
     "local-model": "the request names the local model, so it never leaves this machine",
     "asked-local": "the header X-LLM-Route: local asks for it, so it never leaves this machine",
     "no-cloud": "no cloud is configured, so everything is answered here",
-    "no-model": "no model can be read from it, and it might be the local one's, so it never leaves this machine",
+    "no-model": "it names no model, or not one alone, so it never leaves this machine",
+    "unlisted-model": "its model is none of cloud_models (or cloud_model_aliases), so it never leaves this machine",
     "local-endpoint": "the cloud does not serve this path",
     "embeddings": "only the cloud makes embeddings",
+    "asked-local-first": "the header X-LLM-Route: local-first asks for it",
+    "asked-cloud-only": "the header X-LLM-Route: cloud-only asks for it",
     "asked-cloud": "the header X-LLM-Route: cloud asks for it",
     "priority": "its service_tier is one of route_priority_tiers",
-    "reasoning": "its reasoning_effort is one of route_reasoning_efforts",
+    "reasoning": "its reasoning effort is none of route_low_efforts",
     "long-prompt": "its prompt is estimated above route_long_prompt_tokens",
     "long-answer": "it asks for more tokens than route_long_answer_tokens",
     "utility-task": "its header X-LLM-Task is one of route_utility_tasks",
@@ -37,7 +39,7 @@ _RULES = {
 }
 _ROUTES = {
     "local-only": "local, and nowhere else",
-    "local-first": "local; the cloud where local is down or its queue is full",
+    "local-first": "local; the cloud where local is down, its queue is full, or it refuses",
     "cloud-first": "cloud; on its outage local",
     "cloud-only": "cloud, and nowhere else",
 }

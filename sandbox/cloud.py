@@ -68,16 +68,17 @@ class Fault:
     """What goes wrong with a request, in the order of these fields; nothing by default.
 
     `hang_seconds` is silence before the headers. `reset` then breaks the connection (RST) without an answer;
-    `status` answers that instead, with OpenAI's error body and `retry_after` as the header of that name. Without
-    either the answer follows, with `chunk_seconds` between its chunks, silence for `stall_seconds` once
-    `stall_after_chunks` were sent (0: after the headers), and a reset once `break_after_chunks` were. Pauses end
-    early when faults are cleared. `times`: only so many requests (None: each one).
+    `status` answers that instead, with OpenAI's error body and `retry_after` as the header of that name; `answer` is
+    sent as it is. Without any of them the answer follows, with `chunk_seconds` between its chunks, silence for
+    `stall_seconds` once `stall_after_chunks` were sent (0: after the headers), and a reset once `break_after_chunks`
+    were. Pauses end early when faults are cleared. `times`: only so many requests (None: each one).
     """
 
     hang_seconds: float = 0
     reset: bool = False
     status: int | None = None
     retry_after: str | None = None
+    answer: "Answer | None" = None
     chunk_seconds: float = 0
     stall_after_chunks: int | None = None
     stall_seconds: float = 0
@@ -396,7 +397,8 @@ class _Handler(BaseHTTPRequestHandler):
             more = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
             self._send(error_answer(fault.status, headers=more), Fault(), released)
         else:
-            self._send(answer_to(cloud, self.command, self.path, self.headers, body), fault, released)
+            answer = fault.answer or answer_to(cloud, self.command, self.path, self.headers, body)
+            self._send(answer, fault, released)
 
     def _read_body(self) -> bytes:
         """The whole body. ConnectionAbortedError when the client goes away in its middle."""

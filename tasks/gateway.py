@@ -15,25 +15,32 @@ from facts.systemd import STAMP_VARIABLE
 from operations import files, haproxy, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths
+from tasks import paths, refusals
+from tasks.cloud_api import CLOUD_APIS
 from tasks.cloud_key import KEY_VARIABLE, environment_file, operators_key
+from tasks.preflight import Target
 from tasks.rendering import rendered
-from tasks.routing import cloud_address, model_list, request_metrics, rules
+from tasks.routing import FIELDS, PROBE, ROUTE_WORDS, cloud_address, model_list, request_metrics, rules
 
 CONFIGURATION_FILE = f"{paths.CONFIGURATION}/haproxy.cfg"
-RETRY_AFTER_SECONDS = 5
+BODY_READER_FILE = f"{paths.CONFIGURATION}/body.lua"
+ROUTE_WORDS_FILE = f"{paths.CONFIGURATION}/routes.map"
 HEADER_BYTES = 32 * 1024
+ROOT_CONNECTIONS = 4
+"""Places for root's own requests beside those of the API."""
+CLIENT_SECONDS = 30
+"""How long a client may stop in the middle of its request or its answer: HAProxy 3.0 keeps the connection of one whose
+request it refused unread for so long."""
 READY_SECONDS = 30
-OUTAGE_RETRY_AFTER_SECONDS = 61
-"""OpenClaw goes on to its next model where it is told to wait for more than a minute, and waits otherwise."""
 CLOUD_REST_SECONDS = 10
-"""How long the cloud is left alone after a 429 that names no time, or after a silence."""
+"""How long the cloud is left alone after a 429 that names no time, after a silence, and after three hollow answers."""
 CLOUD_UNREAD_REST_SECONDS = 60
 """The same after a 429 that names a date, which HAProxy cannot read, or 0."""
 CLOUD_LONGEST_REST_SECONDS = 3600
 """The same where a 429 names a longer time: it may be over sooner than its provider thinks."""
-CERTAIN_BYTES_PER_TOKEN = 16
-"""No text but long runs of one character has so many bytes a token (benchmarks/token_estimate.py: at most 13.5)."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+"""glibc's malloc keeps up to 64 MiB that are free. HAProxy keeps 512 KiB (CONFIG_HAP_POOL_CACHE_SIZE) and frees all
+else, which would be faulted in anew for each request: 0.2 ms of the 0.3 that the gateway added to 2 kB."""
 CLIENTS_CREDENTIALS = (
     "authorization",
     "proxy-authorization",
@@ -45,8 +52,6 @@ CLIENTS_CREDENTIALS = (
     "openai-project",
 )
 """Headers by which clients prove who they are to some provider; the gateway's cloud gets the operator's key alone."""
-ANTHROPIC_VERSION = "2023-06-01"
-"""Sent where the client names none: the version that every client of the API sends."""
 
 
 def buffer_bytes(settings: Settings) -> int:
@@ -55,9 +60,9 @@ def buffer_bytes(settings: Settings) -> int:
 
 
 def max_connections(settings: Settings) -> int:
-    """Requests at once, of which each takes two buffers at the API and two at the side that serves it: at most half
-    of the gateway's memory."""
-    return max(8, min(256, settings.gateway_memory_max_mib * 1024**2 // 2 // (4 * buffer_bytes(settings))))
+    """Requests at once. Each was measured to hold at most 1.05 buffers (bodies of the largest size whose last byte does
+    not come, or that nobody takes); reckoned with two, they fill three quarters of the gateway's memory."""
+    return max(8, min(256, settings.gateway_memory_max_mib * 1024**2 * 3 // 4 // (2 * buffer_bytes(settings))))
 
 
 def longest_request_seconds(settings: Settings) -> int:
@@ -71,41 +76,86 @@ def fallback_tokens(settings: Settings) -> int:
     return min(settings.context_tokens, settings.fallback_prompt_tokens or settings.context_tokens)
 
 
+def addresses(settings: Settings, *, has_ipv6: bool) -> list[str]:
+    """Where API and metrics are served. `localhost` is IPv6's address first, so no other user may have that one."""
+    hosts = ("127.0.0.1", "[::1]") if has_ipv6 else ("127.0.0.1",)
+    return [f"{host}:{port}" for host in hosts for port in (settings.api_port, settings.metrics_port)]
+
+
+def socket_unit_file(settings: Settings, stamp: str, *, has_ipv6: bool) -> ManagedFile:
+    """The unit that holds the gateway's sockets, with the stamp that it leaves where they were made."""
+    return rendered(
+        f"/etc/systemd/system/{paths.GATEWAY_SOCKET_UNIT}",
+        api_port=settings.api_port,
+        metrics_port=settings.metrics_port,
+        more_addresses=addresses(settings, has_ipv6=has_ipv6)[2:],
+        admin_socket=paths.GATEWAY_ADMIN_SOCKET,
+        api_socket=paths.GATEWAY_API_SOCKET,
+        stamp_file=paths.GATEWAY_SOCKETS_STAMP,
+        stamp=stamp,
+    )
+
+
 def unit_file(settings: Settings, stamp: str) -> ManagedFile:
     """The gateway's unit, with the stamp that its running process is compared by."""
     return rendered(
         f"/etc/systemd/system/{paths.GATEWAY_UNIT}",
         api_port=settings.api_port,
+        socket_unit=paths.GATEWAY_SOCKET_UNIT,
         gateway_user=paths.GATEWAY_USER,
         service_group=settings.service_group,
         gateway_memory_max_mib=settings.gateway_memory_max_mib,
         key_file=paths.CLOUD_KEY if settings.cloud_url else None,
+        allocator=ALLOCATOR,
         stamp_variable=STAMP_VARIABLE,
         stamp=stamp,
     )
 
 
+def reader_files(settings: Settings) -> list[ManagedFile]:
+    """What haproxy.cfg loads: the reader of bodies, and the words of X-LLM-Route."""
+    return [
+        rendered(BODY_READER_FILE, fields=FIELDS, largest_bytes=settings.max_body_kib * 1024),
+        ManagedFile(ROUTE_WORDS_FILE, "".join(f"{word} {route}\n" for word, route in ROUTE_WORDS.items())),
+    ]
+
+
 def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
     """haproxy.cfg, with the stamp that the running worker is asked for."""
     own_rules = rules(settings)
+    taken_over = fallback_tokens(settings)
     return rendered(
         CONFIGURATION_FILE,
         configuration_variable=CONFIGURATION_VARIABLE,
         stamp=stamp,
-        admin_socket=paths.GATEWAY_ADMIN_SOCKET,
         runtime=paths.GATEWAY_RUNTIME,
         socket=paths.SOCKET,
+        body_reader=BODY_READER_FILE,
+        route_words=ROUTE_WORDS_FILE,
         maxconn=max_connections(settings),
+        root_maxconn=ROOT_CONNECTIONS,
         buffer_bytes=buffer_bytes(settings),
+        client_seconds=CLIENT_SECONDS,
         longest_request_seconds=longest_request_seconds(settings),
-        retry_after_seconds=RETRY_AFTER_SECONDS,
-        certain_context_bytes=settings.context_tokens * CERTAIN_BYTES_PER_TOKEN,
-        fallback_tokens=fallback_tokens(settings),
+        retry_after_seconds=refusals.RETRY_AFTER_SECONDS,
+        fallback_tokens=taken_over,
+        most_prompts=refusals.most_prompts(settings),
+        status_paths=refusals.STATUS_PATHS,
+        model_paths=refusals.MODEL_PATHS,
         rules=own_rules,
+        header_refusals=list(refusals.of_headers(settings)),
+        body_refusals=list(refusals.of_body(settings)),
+        routing_refusals=list(refusals.of_routing(settings, taken_over)),
+        rate_limit=refusals.rate_limit(settings),
+        over_context=refusals.over_context(settings, ""),
+        queue_full=refusals.queue_full(settings, ""),
+        outage=refusals.outage(settings, taken_over, ""),
+        model_failures=refusals.MODEL_FAILURES,
+        model_refusals=list(refusals.of_local_model(settings)),
         credentials=CLIENTS_CREDENTIALS,
-        request_metrics=request_metrics(rule.reason for rule in own_rules),
+        probe_reason=PROBE,
+        request_metrics=request_metrics([PROBE, *(rule.reason for rule in own_rules)]),
         cloud=_cloud(settings),
-        **_outage(settings),
         **settings.model_dump(
             include={
                 "api_port",
@@ -118,7 +168,6 @@ def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
                 "requests_per_minute",
                 "context_tokens",
                 "bytes_per_token",
-                "outage_status",
             }
         ),
     )
@@ -127,13 +176,15 @@ def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
 def _cloud(settings: Settings) -> dict[str, Any] | None:
     if settings.cloud_url is None:
         return None
+    api = CLOUD_APIS[settings.cloud_api]
+    key_header, key_value = api.key_header
     return {
         **asdict(address := cloud_address(settings.cloud_url)),
         "authority": address.authority,
-        "api": settings.cloud_api,
+        "names": (*settings.cloud_models, *settings.cloud_model_aliases),
         "models": model_list(settings),
-        "key_variable": KEY_VARIABLE,
-        "anthropic_version": ANTHROPIC_VERSION,
+        "key_header": f'{key_header} "{key_value.format(f"%[env({KEY_VARIABLE})]")}"',
+        "headers": api.headers,
         "rest_seconds": CLOUD_REST_SECONDS,
         "unread_rest_seconds": CLOUD_UNREAD_REST_SECONDS,
         "longest_rest_seconds": CLOUD_LONGEST_REST_SECONDS,
@@ -146,37 +197,40 @@ def _cloud(settings: Settings) -> dict[str, Any] | None:
     }
 
 
-def _outage(settings: Settings) -> dict[str, str]:
-    """What a request is told that only the cloud could serve, while it does not."""
-    # OpenClaw reads the words: "too long", "too large" or "exceeds the context" would end the turn instead of the try.
-    unserved = "The cloud provider does not serve this now, and the local model does not take it over"
-    reason = f"longer than {fallback_tokens(settings)} tokens, or embeddings"
-    kind = {404: ("invalid_request_error", "model_not_found"), 503: ("server_error", "cloud_unavailable")}
-    type_, code = kind[settings.outage_status]
-    return {
-        "outage_type": type_,
-        "outage_code": code,
-        "outage_message": f"{unserved}: {reason}. On the server: local-llm status",
-        "outage_header": "" if settings.outage_status == 404 else f"hdr Retry-After {OUTAGE_RETRY_AFTER_SECONDS}",
-    }
-
-
 @deploy("Gateway")
-def run(settings: Settings) -> None:
+def run(target: Target) -> None:
     """Write key, unit and configuration, and see that what runs is what they say.
 
     A changed configuration is judged by `haproxy -c` before it takes the old one's place, and reloaded without
     dropping a request; only a changed unit or key restarts the gateway.
     """
+    settings, has_ipv6 = target.settings, target.machine.has_ipv6
     key_stamp = _place_key(settings)
-    unit_stamp = systemd.stamp(unit_file(settings, stamp="").content, key_stamp)
-    configuration_stamp = systemd.stamp(configuration_file(settings, stamp="").content)
+    sockets_stamp = systemd.stamp(socket_unit_file(settings, stamp="", has_ipv6=has_ipv6).content)
+    # A process keeps the sockets that it was given.
+    unit_stamp = systemd.stamp(unit_file(settings, stamp="").content, key_stamp, sockets_stamp)
+    readers = reader_files(settings)
+    configuration_stamp = systemd.stamp(
+        configuration_file(settings, stamp="").content, *(file.content for file in readers)
+    )
+    files.managed(name="Write what the gateway's configuration loads", files=readers)
     files.managed(
         name="Write the gateway's configuration",
         files=[configuration_file(settings, configuration_stamp)],
         validate="haproxy -c -q -f {}",
     )
-    files.managed(name="Write the gateway's unit", files=[unit_file(settings, unit_stamp)])
+    files.managed(
+        name="Write the gateway's units",
+        files=[socket_unit_file(settings, sockets_stamp, has_ipv6=has_ipv6), unit_file(settings, unit_stamp)],
+    )
+    systemd.sockets(
+        name="Hold the gateway's ports",
+        unit=paths.GATEWAY_SOCKET_UNIT,
+        service=paths.GATEWAY_UNIT,
+        stamp=sockets_stamp,
+        stamp_file=paths.GATEWAY_SOCKETS_STAMP,
+        addresses=addresses(settings, has_ipv6=has_ipv6),
+    )
     systemd.service(
         name="Run the gateway",
         unit=paths.GATEWAY_UNIT,

@@ -13,6 +13,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from settings import Settings
+from tasks.cloud_api import CLOUD_APIS, EMBEDDINGS
 
 BACKENDS = ("local", "cloud", "gateway")
 """Values of X-LLM-Backend; the last for answers that the gateway gives itself."""
@@ -25,6 +26,28 @@ class Route(StrEnum):
     LOCAL_FIRST = "local-first"
     CLOUD_FIRST = "cloud-first"
     CLOUD_ONLY = "cloud-only"
+
+
+ROUTE_WORDS = {"local": Route.LOCAL_ONLY, "cloud": Route.CLOUD_FIRST} | {str(route): route for route in Route}
+"""Values of X-LLM-Route, in any case: two words, and the routes themselves, as they are shown."""
+
+FIELDS = {
+    "model": "string",
+    "max_tokens": "number",
+    "max_completion_tokens": "number",
+    "stream": "boolean",
+    "cache_prompt": "boolean",
+    "service_tier": "string",
+    "reasoning_effort": "string",
+    "reasoning.effort": "string",
+    "output_config.effort": "string",
+}
+"""What is read of a request's body, by its place: HAProxy's variable txn.PLACE, where it is of that kind."""
+
+_EFFORTS = tuple(place for place in FIELDS if place.endswith("effort"))
+
+PROBE = "probe"
+"""The reason of root's own requests, which come by a socket of their own and meet no rule."""
 
 
 @dataclass(frozen=True)
@@ -58,37 +81,48 @@ def cloud_address(url: str) -> CloudAddress:
 
 
 def rules(settings: Settings) -> list[Rule]:
-    """All rules in order; the first that matches decides, and the last matches everything."""
+    """All rules in order; the first that matches decides, and the last matches everything.
+
+    Those before `asked-local-first` say together what may leave: a request for one of the cloud's own models, by a path
+    that the cloud serves, which nothing asks to stay.
+    """
     local = [
-        # The host's own checks, which are no user's requests.
-        Rule("probe", Route.LOCAL_ONLY, ("{ req.hdr(x-llm-probe) -m found }",)),
         Rule("local-model", Route.LOCAL_ONLY, (f"{{ var(txn.model) -m str {settings.selected_model.name} }}",)),
-        Rule("asked-local", Route.LOCAL_ONLY, ("{ req.hdr(x-llm-route) -m str -i local }",)),
+        _asked("asked-local", Route.LOCAL_ONLY),
     ]
     if settings.cloud_url is None:
         return [*local, Rule("no-cloud", Route.LOCAL_ONLY, ("",))]
-    return [*local, *_endpoint_rules(settings), *_cloud_rules(settings)]
+    api = CLOUD_APIS[settings.cloud_api]
+    return [
+        *local,
+        Rule("no-model", Route.LOCAL_ONLY, ("!{ var(txn.model) -m found }",)),
+        Rule("unlisted-model", Route.LOCAL_ONLY, ("!names_cloud_model",)),
+        Rule("local-endpoint", Route.LOCAL_ONLY, (f"!{{ path {' '.join(api.paths)} }}",)),
+        *([Rule("embeddings", Route.CLOUD_ONLY, (f"{{ path {EMBEDDINGS} }}",))] if api.makes_embeddings else ()),
+        _asked("asked-local-first", Route.LOCAL_FIRST),
+        _asked("asked-cloud-only", Route.CLOUD_ONLY),
+        _asked("asked-cloud", Route.CLOUD_FIRST),
+        *_rules_of_content(settings),
+    ]
 
 
-def _endpoint_rules(settings: Settings) -> Iterator[Rule]:
-    served = {
-        "openai": "/v1/messages /tokenize",
-        "anthropic": "/v1/chat/completions /v1/completions /v1/embeddings /tokenize",
-    }
-    # Without a name no cloud could serve it; with one that cannot be read it might be the local model's.
-    yield Rule("no-model", Route.LOCAL_ONLY, ("!{ var(txn.model) -m found }",))
-    yield Rule("local-endpoint", Route.LOCAL_ONLY, (f"{{ path {served[settings.cloud_api]} }}",))
-    if settings.cloud_api == "openai":
-        yield Rule("embeddings", Route.CLOUD_ONLY, ("is_embedding",))
+def _asked(reason: str, route: Route) -> Rule:
+    words = " ".join(word for word, of_word in ROUTE_WORDS.items() if of_word is route)
+    return Rule(reason, route, (f"{{ req.hdr(x-llm-route) -m str -i {words} }}",))
 
 
-def _cloud_rules(settings: Settings) -> Iterator[Rule]:
+def _rules_of_content(settings: Settings) -> Iterator[Rule]:
     answer = settings.route_long_answer_tokens
-    yield Rule("asked-cloud", Route.CLOUD_FIRST, ("{ req.hdr(x-llm-route) -m str -i cloud }",))
     yield from _one_of("priority", Route.CLOUD_FIRST, "var(txn.service_tier)", settings.route_priority_tiers)
-    yield from _one_of("reasoning", Route.CLOUD_FIRST, "var(txn.reasoning_effort)", settings.route_reasoning_efforts)
+    # Providers think of new efforts; those that are none stay few.
+    low = " ".join(settings.route_low_efforts)
+    asks = (
+        f"{{ var(txn.{place}) -m found }}" + (f" !{{ var(txn.{place}) -m str -i {low} }}" if low else "")
+        for place in _EFFORTS
+    )
+    yield Rule("reasoning", Route.CLOUD_FIRST, tuple(asks))
     longest = f"{{ var(txn.prompt_tokens) -m int gt {settings.route_long_prompt_tokens} }}"
-    yield Rule("long-prompt", Route.CLOUD_FIRST, (longest, "is_oversized"))
+    yield Rule("long-prompt", Route.CLOUD_FIRST, (longest,))
     yield Rule(
         "long-answer",
         Route.CLOUD_FIRST,
@@ -102,7 +136,7 @@ def _cloud_rules(settings: Settings) -> Iterator[Rule]:
 
 def _one_of(reason: str, route: Route, sample: str, values: tuple[str, ...]) -> Iterator[Rule]:
     if values:
-        yield Rule(reason, route, (f"{{ {sample} -m str {' '.join(values)} }}",))
+        yield Rule(reason, route, (f"{{ {sample} -m str -i {' '.join(values)} }}",))
 
 
 def model_list(settings: Settings) -> str:

@@ -1,5 +1,7 @@
 """The rules, the cloud's address and its key, before HAProxy sees them."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import pytest
 from settings import Settings, parse
 from tasks.cloud_key import environment_file, operators_key
 from tasks.planning import Status, key_findings
-from tasks.routing import Route, cloud_address, model_list, request_metrics, rules
+from tasks.refusals import of_body, of_headers, of_local_model, of_routing, rate_limit
+from tasks.routing import ROUTE_WORDS, Route, cloud_address, model_list, request_metrics, rules
 from tasks.secret_files import SecretError
 
 URL = "https://api.example.com/v1"
@@ -15,7 +18,7 @@ CLOUD = Settings(cloud_url=URL, cloud_models=("large",))
 
 
 def test_without_a_cloud_everything_is_local() -> None:
-    assert [rule.reason for rule in rules(Settings())] == ["probe", "local-model", "asked-local", "no-cloud"]
+    assert [rule.reason for rule in rules(Settings())] == ["local-model", "asked-local", "no-cloud"]
     assert {rule.route for rule in rules(Settings())} == {Route.LOCAL_ONLY}
 
 
@@ -24,6 +27,34 @@ def test_what_is_local_only_comes_before_what_may_leave() -> None:
     local = routes.count(Route.LOCAL_ONLY)
     assert set(routes[:local]) == {Route.LOCAL_ONLY}
     assert rules(CLOUD)[-1].conditions == ("",)
+
+
+def test_every_word_of_the_route_header_has_its_rule() -> None:
+    asked = {rule.route: rule.conditions for rule in rules(CLOUD) if rule.reason.startswith("asked-")}
+    for word, route in ROUTE_WORDS.items():
+        [condition] = asked[route]
+        assert f" {word} " in condition
+    assert set(asked) == set(Route)
+
+
+def test_without_low_efforts_every_effort_is_the_clouds() -> None:
+    without = CLOUD.model_copy(update={"route_low_efforts": ()})
+    [rule] = [rule for rule in rules(without) if rule.reason == "reasoning"]
+    assert "{ var(txn.reasoning_effort) -m found }" in rule.conditions
+
+
+def test_refusals_are_what_clients_understand() -> None:
+    for settings in (Settings(), CLOUD, CLOUD.model_copy(update={"outage_status": 503, "requests_per_minute": 5})):
+        for refusal in (
+            *of_headers(settings), *of_body(settings), *of_routing(settings, 100), *of_local_model(settings),
+            rate_limit(settings),
+        ):  # fmt: skip
+            words = re.sub(r"%\[[^\]]*\]", "x", refusal.body.strip("'"))
+            assert "%" not in words
+            error = json.loads(words)["error"]
+            assert list(error) == ["message", "type", "param", "code"]
+            kind = {4: "invalid_request_error", 5: "server_error"}[refusal.status // 100]
+            assert error["type"] == ("rate_limit_error" if refusal.status == 429 else kind)
 
 
 def test_an_empty_list_is_no_rule() -> None:
@@ -71,8 +102,12 @@ def test_a_cloud_is_whole_or_absent() -> None:
         "cloud_models is missing: cloud_url needs at least one of the provider's models"
     ]
     assert parse({"cloud_models": ["m"]})[1] == ["cloud_models = ('m',): only with cloud_url"]
-    [problem] = parse({"cloud_url": URL, "cloud_models": ["qwen2.5-1.5b-instruct"]})[1]
-    assert "that name is the host's own model" in problem
+    for name in ("cloud_models", "cloud_model_aliases"):
+        # The host's own model, and one that it may have served before.
+        for own in ("qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct"):
+            [problem] = parse({"cloud_url": URL, "cloud_models": ["m"], name: [own]})[1]
+            assert problem == f"{name} contains {own!r}: that name is a model of the host's own"
+    assert parse({"cloud_model_aliases": ["m"]})[1] == ["cloud_model_aliases = ('m',): only with cloud_url"]
 
 
 def test_models_of_both_sides_are_listed_and_metrics_escape_their_quotes() -> None:

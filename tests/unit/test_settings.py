@@ -132,3 +132,20 @@ def test_catalogue_models_are_pinned() -> None:
         assert len(model.sha256) == 64
         revision = model.url.split("/resolve/")[1].split("/")[0]
         assert len(revision) == 40
+
+
+@pytest.mark.parametrize("field", ["cloud_models", "cloud_model_aliases"])
+@pytest.mark.parametrize("own", [*CATALOGUE, "mine"])
+def test_a_name_that_the_host_has_or_had_is_none_of_the_clouds(field: str, own: str) -> None:
+    """Whatever model is served now: programs that name one of before mean to stay on the host."""
+    custom: dict[str, object] = {
+        "model": "custom", "model_name": "mine", "model_url": "https://example.com/m.gguf", "model_sha256": "0" * 64,
+        "model_size_bytes": 4096,
+    }  # fmt: skip
+    cloud = {"cloud_url": "https://api.example.com/v1", "cloud_models": ["large"]}
+    catalogue: list[dict[str, object]] = [{"model": name} for name in CATALOGUE if own != "mine"]
+    for served in [custom, *catalogue]:
+        assert parse({**served, **cloud})[1] == []
+        assert parse({**served, **cloud, field: ["large", own]})[1] == [
+            f"{field} contains {own!r}: that name is a model of the host's own"
+        ]
