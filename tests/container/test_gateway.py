@@ -68,7 +68,7 @@ def test_refusals_are_in_openais_format(deployed: Machine, request_: str, status
 
 
 @pytest.mark.parametrize("encoding", ["", "-H 'Transfer-Encoding: chunked'"], ids=["length", "chunked"])
-@pytest.mark.parametrize(("kib", "status"), [(255, 200), (257, 413), (400, 413)])
+@pytest.mark.parametrize(("kib", "status"), [(1_023, 200), (1_025, 413), (1_500, 413)])
 def test_bodies_beyond_the_limit_are_refused_at_once(deployed: Machine, encoding: str, kib: int, status: int) -> None:
     deployed.sh(
         f"head -c {kib * 1024} /dev/zero | tr '\\0' ' ' > /tmp/padding; printf '{{\"content\": \"x\"}}' >> /tmp/padding"
@@ -90,7 +90,7 @@ def test_models_and_health_answer(deployed: Machine) -> None:
 
 def test_no_origin_is_ever_allowed(deployed: Machine) -> None:
     headers = deployed.sh(
-        "curl -sS -D - -o /dev/null --unix-socket /run/local-llm/llama.sock -H 'Origin: https://evil.example' "
+        "curl -sS -D - -o /dev/null --unix-socket /run/local-llm-sockets/llama.sock -H 'Origin: https://evil.example' "
         "http://localhost/health"
     ).lower()
     assert "200 ok" in headers
@@ -139,6 +139,59 @@ def test_a_reload_drops_nothing(deployed: Machine) -> None:
     eventually(lambda: not is_running(deployed, "inflight") and not is_running(deployed, "load"), 60, "an end")
     assert deployed.sh("tail -n 2 /tmp/inflight").strip() == "data: [DONE]"
     assert deployed.sh("sort /tmp/load | uniq -c").split() == ["300", "200"]
+
+
+KEPT = """
+import http.client, json, select, time
+connection = http.client.HTTPConnection("127.0.0.1", 8765, timeout=30)
+body = json.dumps({"prompt": "x", "max_tokens": 1})
+for _ in range(100):
+    if connection.sock and select.select([connection.sock], [], [], 0)[0]:
+        connection.close()
+    connection.request("POST", "/v1/completions", body)
+    response = connection.getresponse()
+    said = response.read()
+    print(response.status, said if response.status != 200 else "", flush=True)
+    time.sleep(0.05)
+"""
+"""A client that mostly waits between two requests on one connection, as an agent does."""
+
+
+def test_a_kept_connection_is_served_by_a_worker_that_stops(deployed: Machine) -> None:
+    run_in_background(deployed, {"kept": f"python3 -c '{KEPT}' > /tmp/kept.said 2>&1"})
+    deployed.sh("for i in 1 2 3 4 5 6; do sleep 0.5; systemctl reload local-llm-gateway; done")
+    assert is_running(deployed, "kept")
+    eventually(lambda: not is_running(deployed, "kept"), 60, "an end")
+    assert deployed.sh("sort /tmp/kept.said | uniq -c").split() == ["100", "200"]
+
+
+IDLE = """
+import socket, time
+held = []
+while len(held) < 250:
+    client = socket.create_connection(("127.0.0.1", PORT), timeout=5)
+    client.sendall(b"GET PATH HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+    assert client.recv(4096)
+    held.append(client)
+print("held", flush=True)
+time.sleep(60)
+"""
+"""Connections that were answered once and stay open, twice as many as there are places."""
+
+
+@pytest.mark.parametrize(("port", "path"), [(8765, "/health"), (8766, "/requests")])
+def test_idle_connections_lock_nobody_out(deployed: Machine, port: int, path: str) -> None:
+    program = IDLE.replace("PORT", str(port)).replace("PATH", path)
+    run_in_background(deployed, {"idle": f"python3 -c '{program}' > /tmp/idle.said 2>&1"})
+    try:
+        eventually(lambda: "held" in deployed.sh("cat /tmp/idle.said"), 20, "many idle connections")
+        for _ in range(3):
+            status, _, _ = deployed.http(f"-m 2 http://127.0.0.1:{port}{path}")
+            assert status == 200
+        assert deployed.answers()
+        assert " OK " in deployed.sh("local-llm health")
+    finally:
+        deployed.sh("systemctl stop idle; rm -f /tmp/idle.said")
 
 
 def test_a_client_that_leaves_frees_its_slot(deployed: Machine) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault
-from tasks.paths import GATEWAY_ADMIN_SOCKET
+from sandbox.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault, json_answer, stream_answer
+from sandbox.cloud import Answer as CloudsAnswer
+from tasks.paths import GATEWAY_ADMIN_SOCKET, PUBLISH_SOCKET, SOCKET
 from tests.container.clouds import reachable, start_resolver, stop_resolver, with_cloud
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually
@@ -82,7 +83,7 @@ def ask(
     machine: Machine, body: dict[str, Any] | None = None, *headers: str, path: str = "/v1/chat/completions"
 ) -> Answer:
     """Post a request from inside the machine."""
-    return _answer(machine.sh(_script("/tmp/asked", body or body_of(), headers, path), check=False))
+    return _answer(machine.sh(_script("/tmp/asked", headers, path, _printed(body or body_of())), check=False))
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,25 @@ def asking(
     """Post a request from inside the machine, some times at once, and do not wait for the answers."""
     name = f"asking{time.monotonic_ns()}"
     folders = [f"/tmp/{name}.{number}" for number in range(times)]
+    machine.sh(f"printf %s {shlex.quote(json.dumps(body))} > /tmp/{name}.json")
     scripts = [
-        f"{{ ( {_script(folder, body, headers, path)} ) > {folder}.said; mv {folder}.said {folder}.end; }} &"
+        f"{{ ( {_script(folder, headers, path, f'cat /tmp/{name}.json')} ) > {folder}.said; "
+        f"mv {folder}.said {folder}.end; }} &"
         for folder in folders
     ]
     run_in_background(machine, {name: "\n".join([*scripts, "wait"])})
     return [Asked(machine, folder) for folder in folders]
 
 
-def _script(folder: str, body: dict[str, Any], headers: Iterable[str], path: str) -> str:
+def _printed(body: dict[str, Any]) -> str:
+    return f"printf %s {shlex.quote(json.dumps(body))}"
+
+
+def _script(folder: str, headers: Iterable[str], path: str, body: str) -> str:
+    """Post what the command `body` prints, and print all that is answered."""
     given = " ".join(f"-H {shlex.quote(header)}" for header in ("Content-Type: application/json", "Expect:", *headers))
     return (
-        f"mkdir -p {folder}; printf %s {shlex.quote(json.dumps(body))} | "
+        f"mkdir -p {folder}; {body} | "
         f"curl -sS -N -m 120 -D {folder}/headers -o {folder}/body -w '%{{http_code}} %{{time_total}}' {given} "
         f"--data-binary @- {API}{path}; "
         f'echo " $?"; cat {folder}/headers; echo ---; cat {folder}/body; rm -rf {folder}'
@@ -174,6 +182,9 @@ def clouded(deployed: Machine, cloud: Cloud) -> Iterator[Machine]:
 def routed(clouded: Machine, cloud: Cloud) -> Machine:
     """The machine with both sides up and nothing recorded."""
     cloud.recover()
+    if state(clouded, "cloud") == "resting":
+        # A new worker knows of no rest.
+        clouded.sh("systemctl reload local-llm-gateway")
     wait_until_up(clouded)
     cloud.clear()
     return clouded
@@ -193,6 +204,19 @@ def routed(clouded: Machine, cloud: Cloud) -> Machine:
         (body_of(service_tier="priority"), (), "cloud", "priority"),
         (body_of(reasoning_effort="high"), (), "cloud", "reasoning"),
         (body_of(reasoning_effort="low"), (), "local", "short-prompt"),
+        (body_of(reasoning_effort="xhigh"), (), "cloud", "reasoning"),
+        (body_of(reasoning_effort="High"), (), "cloud", "reasoning"),
+        (body_of(reasoning={"effort": "max"}), (), "cloud", "reasoning"),
+        (body_of(reasoning={"effort": "Minimal"}), (), "local", "short-prompt"),
+        (body_of(service_tier="Priority"), (), "cloud", "priority"),
+        (body_of("Tiny", words=2000), (), "local", "unlisted-model"),
+        (body_of("local-llm/tiny", words=2000), ("X-LLM-Route: cloud",), "local", "unlisted-model"),
+        (body_of("Cloud-Large", words=2000), (), "local", "unlisted-model"),
+        (body_of("", words=2000), (), "local", "unlisted-model"),
+        (body_of(words=2000), ("X-LLM-Route: Local-Only",), "local", "asked-local"),
+        (body_of(words=2000), ("X-LLM-Route: local-first",), "local", "asked-local-first"),
+        (body_of(), ("X-LLM-Route: cloud-only",), "cloud", "asked-cloud-only"),
+        (body_of(), ("X-LLM-Route: cloud-first",), "cloud", "asked-cloud"),
         (body_of(words=2000), ("X-LLM-Task: utility",), "cloud", "long-prompt"),
         (body_of(max_tokens=2000), (), "cloud", "long-answer"),
         (body_of(max_completion_tokens=2000), (), "cloud", "long-answer"),
@@ -249,30 +273,53 @@ def test_a_path_that_the_cloud_lacks_is_answered_here(routed: Machine, cloud: Cl
     assert cloud.requests_for("completions") == []
 
 
-def test_bodies_beyond_the_buffer_go_to_the_cloud_whole(routed: Machine, cloud: Cloud) -> None:
-    routed.sh(
-        "python3 -c \"import json; print(json.dumps({'model': 'cloud-large', 'messages': [{'role': 'user', "
-        "'content': 'a' * 700000}]}), end='')\" > /tmp/large"
-    )
-    size = int(routed.sh("stat -c %s /tmp/large"))
-    for encoding in ("Expect:", "Transfer-Encoding: chunked"):
-        status, headers, _ = routed.http(
-            f"{API}/v1/chat/completions -H 'Content-Type: application/json' -H '{encoding}' --data-binary @/tmp/large"
+def test_large_bodies_go_to_the_cloud_whole_and_larger_ones_nowhere(routed: Machine, cloud: Cloud) -> None:
+    for size, expected in ((700_000, (200, "cloud", "long-prompt")), (1_100_000, (413, "gateway", "not-routed"))):
+        routed.sh(
+            "python3 -c \"import json; print(json.dumps({'model': 'cloud-large', 'messages': [{'role': 'user', "
+            f"'content': 'a' * {size}}}]}}), end='')\" > /tmp/large"
         )
-        assert (status, headers["x-llm-backend"], headers["x-llm-reason"]) == (200, "cloud", "long-prompt")
-        assert len(cloud.requests_for("completions")[-1].body) == size
+        for encoding in ("Expect:", "Transfer-Encoding: chunked"):
+            cloud.clear()
+            status, headers, body = routed.http(
+                f"{API}/v1/chat/completions -H 'Content-Type: application/json' -H '{encoding}' "
+                "--data-binary @/tmp/large"
+            )
+            assert (status, headers["x-llm-backend"], headers["x-llm-reason"]) == expected
+            if status == 200:
+                [request] = cloud.requests_for("completions")
+                assert len(request.body) == int(routed.sh("stat -c %s /tmp/large"))
+            else:
+                assert "max_body_kib" in json.loads(body)["error"]["message"]
+                assert cloud.requests_for("completions") == []
 
 
-def test_a_large_body_whose_model_is_out_of_sight_stays_here(routed: Machine, cloud: Cloud) -> None:
-    body = shlex.quote("import json; print(json.dumps({'messages': 'a' * 700000, 'model': 'tiny'}), end='')")
-    routed.sh(f"python3 -c {body} > /tmp/large")
-    status, headers, text = routed.http(
-        f"{API}/v1/chat/completions -H 'X-LLM-Route: cloud' -H 'Expect:' --data-binary @/tmp/large"
-    )
-    error = json.loads(text)["error"]
-    assert (status, error["code"]) == (413, "model_unread")
-    assert "send model before messages" in error["message"]
-    assert headers["x-llm-reason"] == "no-model"
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"cloud-large"}{"model":"tiny","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"cloud-large","model":"tiny","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"cloud-large","m\\u006fdel":"tiny","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"cloud-large","messages":[{"role":"user","content":"\xe4"}]}',
+        b'{"model":"cloud-large","messages":[{"role":"user","content":"x"}',
+        b'[{"model":"cloud-large"}]',
+    ],
+)
+def test_what_cannot_be_read_as_one_request_stays(routed: Machine, cloud: Cloud, body: bytes) -> None:
+    sent = "".join(f"\\{byte:03o}" for byte in body)
+    routed.sh(f"printf '{sent}' > /tmp/odd")
+    status, headers, _ = routed.http(f"{API}/v1/chat/completions -H 'X-LLM-Route: cloud' --data-binary @/tmp/odd")
+    assert (status, headers["x-llm-backend"]) in ((400, "gateway"), (200, "local"))
+    assert cloud.requests_for("completions") == []
+
+
+@pytest.mark.parametrize("word", ["private", "none", '"local"', "local;q=1", "local.", ""])
+def test_an_unknown_route_is_refused_by_naming_the_known(routed: Machine, cloud: Cloud, word: str) -> None:
+    header = f"X-LLM-Route: {word}" if word else "X-LLM-Route;"  # so curl sends an empty one
+    answer = ask(routed, body_of(words=2000), header)
+    assert (answer.status, answer.error, answer.by) == (400, "unknown_route", "gateway")
+    for known in ("local", "cloud", "local-only", "local-first", "cloud-first", "cloud-only"):
+        assert known in answer.body
     assert cloud.requests_for("completions") == []
 
 
@@ -291,13 +338,36 @@ def certificate(kind: Any) -> Callable[[Cloud], None]:
     return lambda cloud: cloud.use_certificate(kind)
 
 
+def instead(answer: CloudsAnswer) -> Callable[[Cloud], None]:
+    """The cloud says this whatever it is asked."""
+    return fault(answer=answer)
+
+
+ERROR = {"error": {"message": "Provider returned error", "code": 502}}
+HTML = CloudsAnswer(200, (b"<html><body>Please log in</body></html>",), {"Content-Type": "text/html"})
+HOLLOW: dict[str, CloudsAnswer] = {
+    "page": HTML,
+    "page-called-json": replace(HTML, headers={"Content-Type": "application/json"}),
+    "empty": CloudsAnswer(200, (), {"Content-Type": "application/json"}),
+    "status-204": CloudsAnswer(204, ()),
+    "error-object": json_answer(ERROR),
+    "error-stream": stream_answer([f"data: {json.dumps(ERROR)}\n\n".encode(), b"data: [DONE]\n\n"]),
+    "anthropics-error-stream": stream_answer([b'event: error\ndata: {"type": "error", "error": {}}\n\n']),
+    "empty-stream": stream_answer([]),
+    "status-302": CloudsAnswer(302, (), {"Location": "http://127.0.0.1:9/"}),
+    "status-307": CloudsAnswer(307, (), {"Location": "http://127.0.0.1:9/"}),
+}
+"""Answers that call themselves a success and are none, and redirects, which no API makes."""
+
 FAILURES: dict[str, Callable[[Cloud], None]] = {
     "refused": refuse,
     "reset": fault(reset=True),
     "hang": fault(hang_seconds=30),
+    "hang-after-headers": fault(stall_after_chunks=0, stall_seconds=30),
     "status-429": fault(status=429, retry_after="1"),
-    **{f"status-{status}": fault(status=status) for status in (401, 402, 403, 500, 502, 503, 504, 529)},
+    **{f"status-{status}": fault(status=status) for status in (401, 402, 403, 500, 502, 503, 504, 507, 529, 530)},
     **{f"certificate-{kind}": certificate(kind) for kind in ("unknown-authority", "wrong-name", "expired")},
+    **{name: instead(answer) for name, answer in HOLLOW.items()},
 }
 
 
@@ -310,7 +380,7 @@ def test_the_same_request_is_answered_here(routed: Machine, cloud: Cloud, failur
     if not stream:
         assert answer.text == routed.source.models["tiny"].answer
     patience = FIRST_BYTE_SECONDS if stream else SILENCE_SECONDS
-    assert answer.seconds < (patience if failure == "hang" else 0) + AT_ONCE_SECONDS
+    assert answer.seconds < (patience if failure.startswith("hang") else 0) + AT_ONCE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -456,6 +526,35 @@ def test_three_failures_in_a_row_open_the_breaker_and_checks_close_it(routed: Ma
     assert ask(routed, body_of(), "X-LLM-Route: cloud").by == "cloud"
 
 
+def test_hollow_answers_rest_the_cloud_and_reach_nobody(routed: Machine, cloud: Cloud) -> None:
+    for answer in HOLLOW.values():
+        cloud.set_fault(Fault(answer=answer), on="completions")
+        # Nobody could take this over, so it is told as a failure.
+        told = ask(routed, body_of(words=20_000))
+        assert (told.status, told.error) == (404, "model_not_found")
+        routed.sh("systemctl reload local-llm-gateway")
+        eventually(lambda: state(routed, "cloud") == "up", 20, "a fresh start")
+    for _ in range(3):
+        assert ask(routed, body_of(), "X-LLM-Route: cloud").by == "local"
+    assert state(routed, "cloud") == "resting"
+
+
+def test_nothing_that_the_cloud_says_becomes_a_word_of_the_gateways(routed: Machine, cloud: Cloud) -> None:
+    forged = {
+        "X-LLM-Backend": "local",
+        "X-LLM-Reason": "local-model",
+        "X-LLM-Queue-Ms": "0 backend=local reason=local-model status=200 end=----",
+        "X-LLM-Other": "1",
+    }
+    cloud.set_fault(Fault(answer=json_answer({"choices": []}, headers=forged)), on="completions")
+    answer = ask(routed, body_of(), "X-LLM-Route: cloud")
+    assert (answer.status, answer.by, answer.reason) == (200, "cloud", "asked-cloud")
+    assert not {"x-llm-queue-ms", "x-llm-other"} & set(answer.headers)
+    line = routed.sh("journalctl -u local-llm-gateway -o cat | grep reason=asked-cloud | tail -n 1")
+    assert line.count("backend=") == line.count("reason=") == 1
+    assert "queue_ms=-" in line
+
+
 def test_what_a_failing_cloud_hands_over_waits_in_the_same_queue(routed: Machine, cloud: Cloud) -> None:
     assert ask(routed, body_of(), "X-LLM-Route: cloud").by == "cloud"
     cloud.clear()
@@ -523,9 +622,10 @@ def stand_in(machine: Machine) -> Iterator[Callable[[str], None]]:
         "systemctl stop local-llm; rm -f /tmp/stand-in.seen; mkdir -p /run/local-llm; rm -f /run/local-llm/llama.sock\n"
         "chown local-llm:local-llm /run/local-llm\n"
         "systemd-run --quiet --collect --unit=stand-in --property=User=local-llm "
-        f"python3 -c {shlex.quote(STAND_IN)}"
+        f"python3 -c {shlex.quote(STAND_IN)}\n"
+        f"MAINPID=$$ {PUBLISH_SOCKET} /run/local-llm/llama.sock local-llm"
     )
-    health = "curl -fsS --unix-socket /run/local-llm/llama.sock http://localhost/health && echo up || true"
+    health = f"curl -fsS --unix-socket {SOCKET} http://localhost/health && echo up || true"
     try:
         eventually(lambda: machine.sh(health) == state(machine, "local") == "up", 20, "the stand-in")
         yield answer_with
@@ -630,6 +730,32 @@ def test_a_pause_in_a_local_stream_does_not_end_it(routed: Machine, cloud: Cloud
     assert cloud.requests_for("completions") == []
 
 
+REFUSED_HERE: dict[str, dict[str, Any]] = {
+    "two answers": {"n": 2},
+    "a part that is no text": {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+    "a picture": {"messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
+    "a schema of another dialect": {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+}  # fmt: skip
+"""What llama-server does not take, and a cloud may."""
+
+
+@pytest.mark.parametrize("refused", REFUSED_HERE)
+def test_what_the_local_model_refuses_is_the_clouds_where_it_may_leave(
+    routed: Machine, cloud: Cloud, refused: str
+) -> None:
+    fields = REFUSED_HERE[refused]
+    answer = ask(routed, body_of(**fields))
+    assert (answer.status, answer.by, answer.reason) == (200, "cloud", "short-prompt")
+    assert len(cloud.requests_for("completions")) == 1
+    for body, headers in ((body_of("tiny", **fields), ()), (body_of(**fields), ("X-LLM-Route: local",))):
+        answer = ask(routed, body, *headers)
+        assert (answer.status, answer.by) == (400, "local")
+        assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
+    assert len(cloud.requests_for("completions")) == 1
+
+
 @contextmanager
 def silent(machine: Machine) -> Iterator[None]:
     """llama-server holds still, with all its connections."""
@@ -664,6 +790,7 @@ LOCAL_ONLY: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         body_of("tiny", words=600, service_tier="priority", reasoning_effort="high", max_completion_tokens=9000),
         ("X-LLM-Route: cloud",),
     ),
+    "by another name": (body_of("local-llm/tiny", service_tier="priority"), ()),
     "by header": (body_of(), ("X-LLM-Route: local",)),
     "by header, against everything": (
         body_of(words=600, service_tier="priority", max_tokens=9000),
@@ -699,11 +826,11 @@ def private_load(machine: Machine, cloud: Cloud) -> Iterator[None]:
     Afterwards: it was answered by the local model and by the gateway, and the cloud has seen nothing of it.
     """
     asks = [
-        _script("/tmp/private", {**body, "user": f"private-{number}"}, headers, "/v1/chat/completions")
+        _script("/tmp/private", headers, "/v1/chat/completions", _printed({**body, "user": f"private-{number}"}))
         for number, (body, headers) in enumerate(LOCAL_ONLY.values())
     ]
     long = {**LONG, "model": "tiny", "n_predict": 2000, "stream": True, "user": "private-long"}
-    asks.append(_script("/tmp/private", long, (), "/v1/completions"))
+    asks.append(_script("/tmp/private", (), "/v1/completions", _printed(long)))
     rounds = "\n".join(f"( {script} ) | grep -i '^x-llm-backend'" for script in asks)
     run_in_background(machine, {"load": f"while :; do\n{rounds}\ndone > /tmp/load 2>/dev/null"})
     try:
@@ -848,8 +975,12 @@ def limited(routed: Machine) -> Iterator[Machine]:
 def test_limits_by_the_minute_with_a_cloud_of_the_other_kind(limited: Machine, cloud: Cloud) -> None:
     long = body_of(words=20_000)
     assert ask(limited, long).reason == "local-endpoint"
-    for _ in range(3):
-        assert ask(limited, long, path="/v1/messages").by == "cloud"
+    # All at once: what is on its way counts.
+    cloud.set_fault(Fault(hang_seconds=0.5), on="completions")
+    answers = [each.answer() for each in asking(limited, long, path="/v1/messages", times=8)]
+    assert sorted(answer.by for answer in answers) == ["cloud"] * 3 + ["gateway"] * 5
+    assert len(cloud.requests_for("completions")) == 3
+    cloud.recover()
     [*_, request] = cloud.requests_for("completions")
     assert request.path == f"{PREFIX}/messages"
     assert (request.headers["x-api-key"], request.headers["anthropic-version"]) == (CLOUD_KEY, "2023-06-01")
@@ -868,17 +999,20 @@ def test_limits_by_the_minute_with_a_cloud_of_the_other_kind(limited: Machine, c
     assert 0 < served < 8
     assert answers[-1].error == "rate_limit_exceeded"
     assert answers[-1].headers["retry-after"] == "60"
-    assert ask(limited, body_of("tiny"), "X-LLM-Probe: 1", path="/v1/messages").status == 200
+    # Who calls himself the host's own check is limited like everybody.
+    assert ask(limited, body_of("tiny"), "X-LLM-Probe: 1", path="/v1/messages").status == 429
     eventually(lambda: ask(limited, body_of("tiny"), path="/v1/messages").status == 200, 80, "a minute's next request")
 
 
 @pytest.fixture
 def tight(routed: Machine) -> Iterator[Machine]:
-    """The machine with a short context for each of two requests at once, and little patience with the local side."""
+    """The machine with a short context for each of two requests at once, nothing shared between requests, and little
+    patience with the local side."""
     machine = with_settings(
         routed,
         context_tokens=2048,
         parallel=2,
+        share_prompt_cache=False,
         route_long_prompt_tokens=4000,
         request_timeout_seconds=LOCAL_PATIENCE_SECONDS,
         queue_timeout_seconds=QUEUE_PATIENCE_SECONDS,
@@ -901,6 +1035,13 @@ def test_a_short_context_and_little_patience(tight: Machine, cloud: Cloud) -> No
         assert (answer.status, answer.by, answer.reason) == (200, "cloud", "utility-task")
     answer = ask(tight, {**by_count, "model": "tiny"})
     assert (answer.status, answer.error, answer.by) == (413, "context_length_exceeded", "local")
+
+    # Who asks the same again learns nothing by it.
+    for _ in range(3):
+        usage = json.loads(ask(tight, body_of("tiny")).body)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    answer = ask(tight, body_of("tiny", cache_prompt=True))
+    assert (answer.status, answer.error, answer.by) == (400, "prompt_cache_off", "gateway")
 
     # Two are at work, two wait.
     cloud.clear()
