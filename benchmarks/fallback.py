@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from benchmarks.common import print_report, progress
@@ -27,7 +27,7 @@ from benchmarks.second_gateway import (
     STUB,
     STUB_SOCKET,
     Process,
-    gateway_configuration,
+    gateway_process,
     running,
     stub_configuration,
 )
@@ -153,7 +153,8 @@ def processes(machine: SandboxHost, cloud: Cloud) -> list[Process]:
         cloud_check_seconds=1,
     )
     address = machine.exec("getent", "ahostsv4", str(cloud.host)).split()[0]
-    configuration = gateway_configuration(NAME, settings, model_socket=STUB_SOCKET)
+    gateway = gateway_process(NAME, settings, model_socket=STUB_SOCKET, environment={KEY_VARIABLE: CLOUD_KEY})
+    configuration = gateway.configuration
     for found, own in (
         ("ca-file @system-ca", f"ca-file {RUNTIME}/{NAME}/{CA_FILE}"),
         (f"server cloud {cloud.name}:", f"server cloud {address}:"),
@@ -163,7 +164,7 @@ def processes(machine: SandboxHost, cloud: Cloud) -> list[Process]:
         configuration = configuration.replace(found, own)
     return [
         Process(STUB, stub_configuration(settings, STUB_PORT)),
-        Process(NAME, configuration, {KEY_VARIABLE: CLOUD_KEY}, {CA_FILE: cloud.ca_pem}),
+        replace(gateway, configuration=configuration, files={**gateway.files, CA_FILE: cloud.ca_pem}),
     ]
 
 

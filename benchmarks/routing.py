@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import percentile, print_report, progress
@@ -20,7 +21,8 @@ from benchmarks.second_gateway import (
     STUB,
     STUB_SOCKET,
     Process,
-    gateway_configuration,
+    earlier_process,
+    gateway_process,
     plain_defaults,
     running,
     stub_configuration,
@@ -30,7 +32,8 @@ from settings import Settings
 from tasks.cloud_key import KEY_VARIABLE
 
 REQUESTS = 1_000
-ROUTED_PORT, LOCAL_PORT, STUB_PORT, PEER_LOCAL_PORT, PEER_CLOUD_PORT = 28765, 28775, 28785, 28786, 28787
+ROUTED_PORT, LOCAL_PORT, STUB_PORT = 28765, 28775, 28785
+PEER_LOCAL_PORT, PEER_CLOUD_PORT, BEFORE_PORT = 28786, 28787, 28795
 PATH = "/v1/chat/completions"
 PEER = "HAProxy without rules"
 CLOUD_MODEL = "cloud-large"
@@ -59,12 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         machine = deployed_machine(options.machine)
-        with running(machine, *processes()):
+        with running(machine, *processes(options.before)):
             taken = {}
             for case in CASES:
                 progress(f"{case.name}: {options.requests} requests each way on {machine.name}")
                 body = request_body(case.body_bytes)
-                ways = json.dumps(targets(case))
+                ways = json.dumps(targets(case, before=options.before is not None))
                 taken[case] = run_probe(machine, "post_latency", str(options.requests), PATH, body, ways)
         version = machine.exec("/usr/sbin/haproxy", "-v").split(" - ")[0].split()[2]
     except SandboxError as error:
@@ -78,8 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def processes() -> list[Process]:
-    """The stand-in for both models, the peer, and the gateway with a cloud and without one."""
+def processes(before: Path | None) -> list[Process]:
+    """The stand-in for both models, the peer, and the gateway with a cloud and without one; with `before` also that of
+    another checkout, with a cloud."""
     routed = Settings(
         api_port=ROUTED_PORT,
         metrics_port=ROUTED_PORT + 1,
@@ -87,21 +91,31 @@ def processes() -> list[Process]:
         cloud_models=(CLOUD_MODEL,),
     )
     local = Settings(api_port=LOCAL_PORT, metrics_port=LOCAL_PORT + 1)
-    return [
+    key = {KEY_VARIABLE: "unused"}
+    found = [
         Process(STUB, stub_configuration(routed, STUB_PORT)),
         Process("peer", peer_configuration(routed)),
-        Process("routed", gateway_configuration("routed", routed, model_socket=STUB_SOCKET), {KEY_VARIABLE: "unused"}),
-        Process("local", gateway_configuration("local", local, model_socket=STUB_SOCKET)),
+        gateway_process("routed", routed, model_socket=STUB_SOCKET, environment=key),
+        gateway_process("local", local, model_socket=STUB_SOCKET),
     ]
+    if before:
+        earlier = routed.model_copy(update={"api_port": BEFORE_PORT, "metrics_port": BEFORE_PORT + 1})
+        found.append(earlier_process(before, "before", earlier, model_socket=STUB_SOCKET, environment=key))
+    return found
 
 
-def targets(case: Case) -> dict[str, dict[str, Any]]:
+def targets(case: Case, *, before: bool = False) -> dict[str, dict[str, Any]]:
     """The ways of a case: port, headers to send, headers that prove where the answer comes from."""
     content = {"Content-Type": "application/json"}
     routed = {"X-LLM-Reason": case.reason, "X-LLM-Backend": case.backend}
     peer_port = PEER_LOCAL_PORT if case.backend == "local" else PEER_CLOUD_PORT
+    earlier = {
+        "gateway with a cloud, before": {"port": BEFORE_PORT, "headers": content, "expected": routed},
+        "its rules alone, before": {"port": BEFORE_PORT, "headers": content | {"X-LLM-Explain": "1"}, "expected": {}},
+    }
     return {
         PEER: {"port": peer_port, "headers": content, "expected": {}},
+        **(earlier if before else {}),
         "gateway with a cloud": {"port": ROUTED_PORT, "headers": content, "expected": routed},
         "gateway without a cloud": {"port": LOCAL_PORT, "headers": content, "expected": {"X-LLM-Reason": "no-cloud"}},
         "its rules alone (`X-LLM-Explain`)": {
@@ -163,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
     add_machine_option(parser)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="requests each way (default: %(default)s)")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, to measure its gateway as well")
     return parser
 
 

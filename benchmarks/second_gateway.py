@@ -6,15 +6,18 @@ Its sockets and ports are its own, so that a benchmark chooses what lies behind 
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from sandbox.common import SandboxError, last_lines
 from sandbox.host import SandboxHost
 from settings import Settings
 from tasks import paths
-from tasks.gateway import buffer_bytes, configuration_file
+from tasks.gateway import ALLOCATOR, buffer_bytes, configuration_file, reader_files
 
 RUNTIME = "/run/local-llm-benchmark"
 STUB = "stub"
@@ -40,11 +43,40 @@ class Process:
         return f"{RUNTIME}/{self.name}"
 
 
-def gateway_configuration(name: str, settings: Settings, *, model_socket: str = paths.SOCKET) -> str:
-    """The deploy's haproxy.cfg for these settings, with sockets that only this process uses."""
-    deployed = configuration_file(settings, stamp="benchmark").content
-    moved = deployed.replace(f"{paths.GATEWAY_RUNTIME}/", f"{RUNTIME}/{name}/")
-    return moved.replace(f"unix@{paths.SOCKET}", f"unix@{model_socket}")
+def gateway_process(
+    name: str, settings: Settings, *, model_socket: str = paths.SOCKET, environment: Mapping[str, str] | None = None
+) -> Process:
+    """The deploy's haproxy.cfg for these settings and what it loads, with sockets that only this process uses."""
+    folder = f"{RUNTIME}/{name}"
+    loaded = {PurePosixPath(file.path).name: file.content for file in reader_files(settings)}
+    configuration = _moved(configuration_file(settings, stamp="benchmark").content, folder, model_socket)
+    configuration = configuration.replace(f"{paths.CONFIGURATION}/", f"{folder}/")
+    return Process(name, configuration, {**ALLOCATOR, **(environment or {})}, loaded)
+
+
+_EARLIER = """
+import sys
+from settings import Settings
+from tasks.gateway import configuration_file
+print(configuration_file(Settings(**eval(sys.argv[1])), stamp="benchmark").content, end="")
+"""
+
+
+def earlier_process(
+    checkout: Path, name: str, settings: Settings, *, model_socket: str, environment: Mapping[str, str]
+) -> Process:
+    """The same of another checkout of this project, whose haproxy.cfg loads nothing."""
+    given = repr(settings.model_dump(exclude_unset=True))
+    done = subprocess.run([sys.executable, "-c", _EARLIER, given], cwd=checkout, capture_output=True, text=True)
+    if done.returncode:
+        raise SandboxError(f"{checkout} renders no haproxy.cfg for these settings: {last_lines(done.stderr)}")
+    configuration = _moved(done.stdout, f"{RUNTIME}/{name}", model_socket)
+    return Process(name, configuration.replace("unix@/run/local-llm/llama.sock", f"unix@{model_socket}"), environment)
+
+
+def _moved(configuration: str, folder: str, model_socket: str) -> str:
+    own = configuration.replace(f"{paths.GATEWAY_RUNTIME}/", f"{folder}/")
+    return own.replace(f"unix@{paths.SOCKET}", f"unix@{model_socket}")
 
 
 def stub_configuration(settings: Settings, port: int) -> str:

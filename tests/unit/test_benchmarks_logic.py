@@ -16,7 +16,7 @@ from benchmarks.common import cpu_model, markdown_table, percentile, ratio
 from benchmarks.fallback import Client
 from benchmarks.llama_server import deployed_environment, random_prompt
 from benchmarks.probes import reload as reload_probe
-from benchmarks.second_gateway import gateway_configuration, stub_configuration
+from benchmarks.second_gateway import gateway_process, stub_configuration
 from benchmarks.token_estimate import Sample
 from operations.llama_cpp import CMAKE_FLAGS
 from sandbox.common import SandboxError
@@ -228,17 +228,20 @@ def test_a_second_gateway_shares_no_socket_with_the_deployed_one() -> None:
         api_port=28765, metrics_port=28766, cloud_url="https://cloud.test/v1", cloud_models=("cloud-large",)
     )
 
-    configuration = gateway_configuration("second", settings, model_socket="/run/stub.sock")
+    process = gateway_process("second", settings, model_socket="/run/stub.sock")
+    configuration = process.configuration
 
     assert paths.GATEWAY_RUNTIME not in configuration.replace("local-llm-benchmark", "")
     assert paths.SOCKET not in configuration
     assert "server llama unix@/run/stub.sock" in configuration
     assert "bind 127.0.0.1:28765" in configuration
+    assert paths.CONFIGURATION not in configuration
+    assert all(f"{process.folder}/{name}" in configuration for name in process.files)
 
 
 def test_the_plain_haproxy_has_the_gateways_buffers() -> None:
     settings = Settings()
-    line = next(line for line in gateway_configuration("x", settings).splitlines() if "tune.bufsize" in line)
+    line = next(line for line in gateway_process("x", settings).configuration.splitlines() if "tune.bufsize" in line)
 
     assert line in routing.peer_configuration(settings).splitlines()
     assert line in stub_configuration(settings, 28785).splitlines()
