@@ -67,6 +67,12 @@ def test_refusals_are_in_openais_format(deployed: Machine, request_: str, status
     assert error(body)["code"] == code
 
 
+def test_what_the_gateway_tells_its_sides_is_told_by_nobody_else(deployed: Machine) -> None:
+    """It says by this header that a refusal may go on to another side."""
+    status, headers, body = deployed.http(f"{API}/v1/chat/completions -H 'X-LLM-Fallback: cloud' -d '{{}}'")
+    assert (status, error(body)["code"], headers["x-llm-backend"]) == (400, "invalid_request", "local")
+
+
 @pytest.mark.parametrize("encoding", ["", "-H 'Transfer-Encoding: chunked'"], ids=["length", "chunked"])
 @pytest.mark.parametrize(("kib", "status"), [(1_023, 200), (1_025, 413), (1_500, 413)])
 def test_bodies_beyond_the_limit_are_refused_at_once(deployed: Machine, encoding: str, kib: int, status: int) -> None:
