@@ -87,6 +87,18 @@ def test_bodies_beyond_the_limit_are_refused_at_once(deployed: Machine, encoding
         assert error(body)["code"] == "request_too_large"
 
 
+@pytest.mark.parametrize("page", ["8765/health", "8765/v1/models", "8766/llama/metrics", "8766/requests"])
+def test_nobody_reads_a_body_that_comes_with_get(deployed: Machine, page: str) -> None:
+    pid = deployed.main_pid()
+    deployed.sh("head -c 20000000 /dev/zero > /tmp/zeros")
+    for encoding in ("", "-H 'Transfer-Encoding: chunked'"):
+        status, _, _ = deployed.http(
+            f"-X GET -H 'Expect:' {encoding} --data-binary @/tmp/zeros http://127.0.0.1:{page}"
+        )
+        assert status == 400
+    assert deployed.main_pid() == pid
+
+
 def test_models_and_health_answer(deployed: Machine) -> None:
     status, _, body = deployed.http(f"{API}/v1/models")
     assert status == 200
