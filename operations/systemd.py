@@ -15,7 +15,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.files import FileDigests
-from facts.systemd import STAMP_VARIABLE, SocketUnit, Unit
+from facts.systemd import STAMP_VARIABLE, SocketUnit, Unit, UnitState
 from operations.remote import script
 
 
@@ -36,10 +36,7 @@ def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Ge
     + ready_timeout_seconds: how long that may take; on a failure the journal's last lines are shown
     """
     now = host.get_fact(Unit, unit=unit)
-    if now.needs_reload or not now.active:
-        yield StringCommand("systemctl", "daemon-reload")
-    if not now.enabled:
-        yield StringCommand("systemctl", "enable", "--quiet", unit)
+    yield from _known_to_systemd(unit, now)
     if now.active and now.stamp == stamp:
         if now.enabled and not now.needs_reload:
             host.noop(f"{unit} runs with {STAMP_VARIABLE}={stamp}")
@@ -89,10 +86,7 @@ def sockets(
     + addresses: the TCP addresses among the sockets, as `127.0.0.1:80` and `[::1]:80`
     """
     now = host.get_fact(SocketUnit, unit=unit, stamp_file=stamp_file)
-    if now.needs_reload or not now.active:
-        yield StringCommand("systemctl", "daemon-reload")
-    if not now.enabled:
-        yield StringCommand("systemctl", "enable", "--quiet", unit)
+    yield from _known_to_systemd(unit, now)
     if now.active and now.stamp == stamp:
         if now.enabled and not now.needs_reload:
             host.noop(f"{unit} holds its sockets")
@@ -139,6 +133,14 @@ systemctl disable --now --quiet {unit}
 systemctl reset-failed {unit} 2>/dev/null || true
 [ -z "$(systemctl show {unit} -p StateDirectory --value)" ] || systemctl clean --what=state {unit}
 """
+
+
+def _known_to_systemd(unit: str, now: UnitState) -> Generator[StringCommand, None, None]:
+    """Its file is read as it is on disk, and it starts at boot."""
+    if now.needs_reload or not now.active:
+        yield StringCommand("systemctl", "daemon-reload")
+    if not now.enabled:
+        yield StringCommand("systemctl", "enable", "--quiet", unit)
 
 
 def _wait(unit: str, ready: str, seconds: int) -> str:
