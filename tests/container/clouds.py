@@ -39,6 +39,16 @@ def reachable(machine: Machine, cloud: Cloud) -> Iterator[None]:
         assert machine.deploy().succeeded
 
 
+@contextmanager
+def deployed_with(machine: Machine, cloud: Cloud, **settings: object) -> Iterator[Machine]:
+    """The machine, deployed with the cloud; afterwards deployed without it."""
+    clouded = with_cloud(machine, cloud, **settings)
+    with reachable(machine, cloud):
+        run = clouded.deploy()
+        assert run.succeeded, run.output
+        yield clouded
+
+
 def trust(machine: Machine, cloud: Cloud) -> None:
     """Put the cloud's authority among the system's."""
     machine.sh(f"cat > {AUTHORITY} <<'END'\n{cloud.ca_pem}\nEND\nupdate-ca-certificates >/dev/null 2>&1")

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox.cloud import Cloud
 from settings import Settings
-from tests.container.clouds import reachable, with_cloud
+from tests.container.clouds import deployed_with
 from tests.container.machine import ROOT, Machine
 
 pytestmark = pytest.mark.distribution(-1)
@@ -47,10 +47,7 @@ def examples() -> list[Example]:
 @pytest.fixture(scope="module")
 def clouded(deployed: Machine) -> Iterator[Machine]:
     """The machine with a cloud; afterwards deployed without it."""
-    with Cloud() as cloud, reachable(deployed, cloud):
-        machine = with_cloud(deployed, cloud)
-        run = machine.deploy()
-        assert run.succeeded, run.output
+    with Cloud() as cloud, deployed_with(deployed, cloud) as machine:
         yield machine
 
 

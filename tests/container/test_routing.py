@@ -19,7 +19,7 @@ import pytest
 from sandbox.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault, json_answer, stream_answer
 from sandbox.cloud import Answer as CloudsAnswer
 from tasks.paths import GATEWAY_ADMIN_SOCKET, PUBLISH_SOCKET, SOCKET
-from tests.container.clouds import reachable, start_resolver, stop_resolver, with_cloud
+from tests.container.clouds import deployed_with, start_resolver, stop_resolver
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually
 from tests.container.test_gateway import is_running, run_in_background
@@ -169,11 +169,7 @@ def cloud() -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def clouded(deployed: Machine, cloud: Cloud) -> Iterator[Machine]:
-    """The machine, deployed with the cloud; afterwards deployed without it."""
-    machine = with_cloud(deployed, cloud)
-    with reachable(deployed, cloud):
-        run = machine.deploy()
-        assert run.succeeded, run.output
+    with deployed_with(deployed, cloud) as machine:
         yield machine
     assert deployed.sh("ls /etc/local-llm/secrets") == ""
 

@@ -24,7 +24,7 @@ from sandbox.cloud import CLOUD_MODELS, Cloud
 from sandbox.host import free_port
 from settings import CATALOGUE, Settings
 from tasks.routing import rules
-from tests.container.clouds import reachable, with_cloud
+from tests.container.clouds import deployed_with
 from tests.container.machine import TEST_LIMITS, Machine, eventually
 from tests.container.requests_drawn import CLOUD_ALIAS, LOCAL_MODEL, PATHS, SEED, TOKEN_HEADER, Request, drawn
 from tests.strict_json import Pairs, document_of, value_at
@@ -241,9 +241,7 @@ class Gateway:
 @pytest.fixture(scope="module")
 def gateway(deployed: Machine) -> Iterator[Gateway]:
     """The gateway of the machine with a cloud."""
-    with Cloud() as cloud, reachable(deployed, cloud):
-        run = with_cloud(deployed, cloud, cloud_model_aliases=[CLOUD_ALIAS]).deploy()
-        assert run.succeeded, run.output
+    with Cloud() as cloud, deployed_with(deployed, cloud, cloud_model_aliases=[CLOUD_ALIAS]):
         port = free_port()
         tunnel = deployed.host.ssh_argv()
         tunnel[1:1] = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:127.0.0.1:8765"]

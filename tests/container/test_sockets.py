@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.cloud import Cloud
 from tasks import paths
-from tests.container.clouds import reachable, with_cloud
+from tests.container.clouds import deployed_with
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually
 
@@ -126,11 +126,7 @@ def cloud() -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def clouded(deployed: Machine, cloud: Cloud) -> Iterator[Machine]:
-    """The machine, deployed with the cloud; afterwards deployed without it."""
-    machine = with_cloud(deployed, cloud)
-    with reachable(deployed, cloud):
-        run = machine.deploy()
-        assert run.succeeded, run.output
+    with deployed_with(deployed, cloud) as machine:
         yield machine
 
 
