@@ -20,6 +20,8 @@ pytestmark = pytest.mark.distribution(-1)
 DOCS = ROOT / "docs"
 LOCAL_MODEL = json.dumps(Settings().selected_model.name)
 DEPLOYED_MODEL = json.dumps("tiny")
+CLOUD_MODEL = "large"
+"""What the examples call a model of the cloud."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def examples() -> list[Example]:
 @pytest.fixture(scope="module")
 def clouded(deployed: Machine) -> Iterator[Machine]:
     """The machine with a cloud; afterwards deployed without it."""
-    with Cloud() as cloud, deployed_with(deployed, cloud) as machine:
+    with Cloud() as cloud, deployed_with(deployed, cloud, cloud_models=[CLOUD_MODEL]) as machine:
         yield machine
 
 
