@@ -11,7 +11,7 @@ from operations import files, systemd
 from operations.files import ManagedFile
 from settings import Settings
 from tasks import alerts, paths, prometheus
-from tasks.gateway import CONFIGURATION_FILE
+from tasks.gateway import BODY_READER_FILE, CONFIGURATION_FILE, ROUTE_WORDS_FILE
 from tasks.preflight import Target
 from tasks.rendering import rendered
 from tasks.service import ENVIRONMENT_FILE
@@ -47,6 +47,8 @@ def checks_configuration(target: Target) -> ManagedFile:
         paths.PUBLISH_SOCKET,
         ENVIRONMENT_FILE,
         CONFIGURATION_FILE,
+        BODY_READER_FILE,
+        ROUTE_WORDS_FILE,
         target.model_file,
         f"{paths.CURRENT}/bin/llama-server",
         paths.ROOT_RUNTIME,
