@@ -183,6 +183,30 @@ def test_a_kept_connection_is_served_by_a_worker_that_stops(deployed: Machine) -
     assert deployed.sh("sort /tmp/kept.said | uniq -c").split() == ["100", "200"]
 
 
+CROWD = """
+import http.client, threading
+body = b"{\\"a\\":[" + b"{\\"b\\":[1,\\"x\\",null]}," * 55000 + b"1]}"
+said = []
+def ask():
+    connection = http.client.HTTPConnection("127.0.0.1", 8765, timeout=200)
+    connection.request("POST", "/v1/completions", body, {"X-LLM-Explain": "1"})
+    said.append(connection.getresponse().status)
+clients = [threading.Thread(target=ask) for _ in range(100)]
+[client.start() for client in clients]
+[client.join() for client in clients]
+print(len(said), *set(said))
+"""
+"""As many of the largest bodies as there are places, and more, each of them slow to read."""
+
+
+@pytest.mark.distribution(0)
+def test_as_many_bodies_as_it_takes_fit_into_the_gateways_memory(deployed: Machine) -> None:
+    gateway = deployed.main_pid("local-llm-gateway")
+    assert deployed.sh(f"python3 -c '{CROWD}'") == "100 200"
+    assert deployed.main_pid("local-llm-gateway") == gateway
+    assert deployed.answers()
+
+
 IDLE = """
 import socket, time
 held = []

@@ -44,7 +44,8 @@ core = { register_action = function(name, _, action) actions[name] = action end 
 function run(name, body)
     local said = {}
     local function whole() return body end
-    local txn = { f = { req_body = whole, res_body = whole } }
+    local function length() return #body end
+    local txn = { f = { req_body = whole, res_body = whole, req_body_len = length, res_body_len = length } }
     function txn:set_var(variable, value) said[variable] = value end
     actions[name](txn)
     return said

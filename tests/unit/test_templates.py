@@ -164,7 +164,7 @@ def test_the_gateway_takes_its_sockets_in_the_order_that_systemd_gives_them(sett
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_gateways_buffers_fit_into_its_memory(settings: Settings) -> None:
-    buffers = 2 * gateway.buffer_bytes(settings) * gateway.max_connections(settings)
+    buffers = 3 * gateway.buffer_bytes(settings) * gateway.max_connections(settings)
     assert buffers <= settings.gateway_memory_max_mib * 1024**2
 
 
