@@ -214,11 +214,13 @@ class SandboxHost:
 
         Raises SandboxError with its last lines of error output when it fails and `check` is set.
         """
-        code, (output, errors) = self._container.exec_run(list(argv), demux=True)
-        text = (output or b"").decode(errors="replace")
-        if check and code != 0:
-            problem = last_lines((errors or b"").decode(errors="replace") or text)
-            raise SandboxError(f"`{' '.join(argv)[:200]}` failed in {self.name} with exit code {code}: {problem}")
+        # Not by the SDK: its exec_run loses what the engine sends together with the head of its answer.
+        done = subprocess.run(["docker", "exec", self.name, *argv], capture_output=True)
+        text = done.stdout.decode(errors="replace")
+        if check and done.returncode != 0:
+            problem = last_lines(done.stderr.decode(errors="replace") or text)
+            said = f"`{' '.join(argv)[:200]}` failed in {self.name} with exit code {done.returncode}: {problem}"
+            raise SandboxError(said)
         return text
 
     def ssh_argv(self, *command: str) -> list[str]:

@@ -156,8 +156,7 @@ class Machine:
         return self.sh(f"systemctl show {unit} -p {property_} --value")
 
     def main_pid(self, unit: str = "local-llm") -> int:
-        # An `exec` of a busy engine has come back without its output.
-        return int(self.show(unit, "MainPID") or self.show(unit, "MainPID"))
+        return int(self.show(unit, "MainPID"))
 
     def starts(self, unit: str = "local-llm") -> int:
         """How often systemd started a unit since the machine was made."""
