@@ -46,7 +46,7 @@ _ROUTES = {
 _CLOUD = {
     "up": "up",
     "down": "down (why: sudo local-llm status)",
-    "resting": "resting: it asked for fewer requests or was silent, and is tried again in a moment",
+    "resting": "resting: it asked for fewer requests, was silent or gave no answers, and is tried again in a moment",
     "limited": "limited: cloud_requests_per_minute is used up",
     "none": "none configured",
 }
