@@ -6,6 +6,7 @@ Its sockets and ports are its own, so that a benchmark chooses what lies behind 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -47,31 +48,38 @@ def gateway_process(
     name: str, settings: Settings, *, model_socket: str = paths.SOCKET, environment: Mapping[str, str] | None = None
 ) -> Process:
     """The deploy's haproxy.cfg for these settings and what it loads, with sockets that only this process uses."""
-    folder = f"{RUNTIME}/{name}"
-    loaded = {PurePosixPath(file.path).name: file.content for file in reader_files(settings)}
-    configuration = _moved(configuration_file(settings, stamp="benchmark").content, folder, model_socket)
-    configuration = configuration.replace(f"{paths.CONFIGURATION}/", f"{folder}/")
-    return Process(name, configuration, {**ALLOCATOR, **(environment or {})}, loaded)
+    files = [configuration_file(settings, stamp="benchmark"), *reader_files(settings)]
+    contents = {PurePosixPath(file.path).name: file.content for file in files}
+    return _process(name, contents, model_socket, {**ALLOCATOR, **(environment or {})})
 
 
 _EARLIER = """
-import sys
+import json, sys
 from settings import Settings
-from tasks.gateway import configuration_file
-print(configuration_file(Settings(**eval(sys.argv[1])), stamp="benchmark").content, end="")
+from tasks import gateway
+settings = Settings(**eval(sys.argv[1]))
+files = [gateway.configuration_file(settings, stamp="benchmark"), *gateway.reader_files(settings)]
+print(json.dumps([{file.path.rsplit("/", 1)[1]: file.content for file in files}, gateway.ALLOCATOR]))
 """
 
 
 def earlier_process(
     checkout: Path, name: str, settings: Settings, *, model_socket: str, environment: Mapping[str, str]
 ) -> Process:
-    """The same of another checkout of this project, whose haproxy.cfg loads nothing."""
+    """The same of another checkout of this project."""
     given = repr(settings.model_dump(exclude_unset=True))
     done = subprocess.run([sys.executable, "-c", _EARLIER, given], cwd=checkout, capture_output=True, text=True)
     if done.returncode:
         raise SandboxError(f"{checkout} renders no haproxy.cfg for these settings: {last_lines(done.stderr)}")
-    configuration = _moved(done.stdout, f"{RUNTIME}/{name}", model_socket)
-    return Process(name, configuration.replace("unix@/run/local-llm/llama.sock", f"unix@{model_socket}"), environment)
+    contents, allocator = json.loads(done.stdout)
+    return _process(name, contents, model_socket, {**allocator, **environment})
+
+
+def _process(name: str, contents: Mapping[str, str], model_socket: str, environment: Mapping[str, str]) -> Process:
+    folder = f"{RUNTIME}/{name}"
+    configuration = _moved(contents["haproxy.cfg"], folder, model_socket)
+    loaded = {file: content for file, content in contents.items() if file != "haproxy.cfg"}
+    return Process(name, configuration.replace(f"{paths.CONFIGURATION}/", f"{folder}/"), environment, loaded)
 
 
 def _moved(configuration: str, folder: str, model_socket: str) -> str:
