@@ -73,6 +73,8 @@ CUSTOM = "custom"
 Port = Annotated[int, Field(ge=1024, le=65535)]
 USER_NAME = "a user or group name in lower case"
 UserName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
+OTHER_ACCOUNTS = ("local-llm-gateway", "local-llm-build")
+"""Accounts of a deploy's own that have other tasks than llama-server."""
 FirewallPort = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]{1,5}(:[0-9]{1,5})?/(tcp|udp)$"),
@@ -177,14 +179,24 @@ class Settings(BaseModel):
         "Allow `http://` and `git://` addresses: for a mirror in your own network, never for the internet.",
     )
 
+    # Access
+    allow_sudo_password: bool = setting(
+        False,
+        "Deploy also where sudo asks for a password, which pyinfra puts in command lines that every user can "
+        "read. Safe are to log in as root by a key, and sudo without a password for the time of the deploy.",
+    )
+
     # Service
     service_user: UserName = setting(
-        "local-llm", "User of llama-server; created as a system user if it does not exist.", allowed=USER_NAME
+        "local-llm",
+        "User of llama-server; created as a system user if it does not exist. One that does is for nothing else: no "
+        "login shell, no other groups, no other processes.",
+        allowed=f"{USER_NAME} that is nobody else's; `nobody`",
     )
     service_group: UserName = setting(
         "local-llm",
         "Group of llama-server; its members reach the socket. The gateway joins it.",
-        allowed=USER_NAME,
+        allowed="a new group, the user's own, or `nogroup`",
     )
     context_tokens: int = setting(
         16_384,
@@ -665,6 +677,11 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
         yield f"route_short_prompt_tokens = {settings.route_short_prompt_tokens}: allowed: up to {limit}"
     if settings.openclaw_primary and settings.cloud_url is None:
         yield "openclaw_primary = True: only with cloud_url"
+    for name in ("service_user", "service_group"):
+        if (value := getattr(settings, name)) in ("root", *OTHER_ACCOUNTS):
+            yield f"{name} = {value!r}: allowed: an account that has no other task, such as 'local-llm'"
+    if settings.openclaw_user in (settings.service_user, *OTHER_ACCOUNTS):
+        yield f"openclaw_user = {settings.openclaw_user!r}: allowed: the user that OpenClaw is installed for"
     if settings.openclaw_user is None:
         for name in ("openclaw_state_directory", "openclaw_command", "openclaw_node"):
             if value := getattr(settings, name):

@@ -8,6 +8,7 @@ those of the same alert wait behind it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -40,6 +41,8 @@ _NOT_OF_THE_MESSAGE = (401, 403, 404, 408, 429)
 COMMAND_SECONDS = 30.0
 _REFUSALS_SECONDS = 15.0
 """How long a run goes on behind refused messages."""
+_MOST_LINKS = 40
+"""As many as the kernel follows."""
 # The unit's TimeoutStartSec is above what one message can take with these.
 UNIT_SECONDS = 70.0
 
@@ -276,9 +279,31 @@ def _slack(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _way(root: Path, path: Path) -> Iterator[Path]:
+    """All that decides which file a path below `root` leads to: each folder, each link, and the file at the end."""
+    at, rest, links = root, [*reversed(path.parts)], 0
+    yield at
+    while rest:
+        step = at / rest.pop()
+        if step.name == "..":
+            at = at.parent if at != root else root
+            continue
+        yield step
+        if not step.is_symlink():
+            at = step
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = step.readlink()
+        at = root if target.is_absolute() else at
+        rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+
+
 def _others_can_change(path: Path) -> bool:
-    found = path.stat()
-    return found.st_uid != 0 or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    found = path.lstat()
+    writable = not stat.S_ISLNK(found.st_mode) and bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return found.st_uid != 0 or writable
 
 
 def run_command(host: Host, command: str, message: dict[str, Any]) -> None:
@@ -290,13 +315,12 @@ def run_command(host: Host, command: str, message: dict[str, Any]) -> None:
     """
     root = host.path("/").resolve()
     try:
-        path = host.path(command).resolve(strict=True)
-        way = [each for each in (path, *path.parents) if each.is_relative_to(root)]
-        changeable = [f"/{each.relative_to(root)}" for each in way if _others_can_change(each)]
+        *way, path = _way(root, Path(command).relative_to("/"))
+        changeable = [f"/{each.relative_to(root)}" for each in (*way, path) if _others_can_change(each)]
     except OSError as error:
         raise DeliveryError(f"{command}: {error.strerror}") from None
     if changeable:
-        names = " ".join(changeable)
+        names = " ".join(dict.fromkeys(changeable))
         raise DeliveryError(f"{command} is not root's alone: sudo chown root {names}; sudo chmod go-w {names}")
     try:
         done = subprocess.run(

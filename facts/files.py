@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,13 @@ def _each(paths: Sequence[str], read: str) -> str:
     )
 
 
-class FileContents(FactBase[dict[str, FileState]]):
+class FileContents(HostFact[dict[str, FileState]]):
     """State of each given file that exists, by path. Links count as absent: they are replaced by real files."""
 
     def command(self, paths: Sequence[str]) -> str:
-        return _each(paths, 'base64 -w0 "$f"')
+        return framed(_each(paths, 'base64 -w0 "$f"'))
 
-    @staticmethod
-    def default() -> dict[str, FileState]:
-        return {}
-
-    def process(self, output: list[str]) -> dict[str, FileState]:
+    def parse(self, output: list[str]) -> dict[str, FileState]:
         return parse_file_contents(output)
 
 
@@ -53,17 +49,13 @@ class FileDigest:
     group: str
 
 
-class FileDigests(FactBase[dict[str, FileDigest]]):
+class FileDigests(HostFact[dict[str, FileDigest]]):
     """Digest, owner and mode of each given file that exists, by path; never its content."""
 
     def command(self, paths: Sequence[str]) -> str:
-        return _each(paths, 'sha256sum < "$f" | cut -d" " -f1')
+        return framed(_each(paths, 'sha256sum < "$f" | cut -d" " -f1'))
 
-    @staticmethod
-    def default() -> dict[str, FileDigest]:
-        return {}
-
-    def process(self, output: list[str]) -> dict[str, FileDigest]:
+    def parse(self, output: list[str]) -> dict[str, FileDigest]:
         files = {}
         for line in output:
             mode, owner, group, sha256, path = line.split(" ", 4)

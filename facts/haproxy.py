@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 CONFIGURATION_VARIABLE = "LOCAL_LLM_CONFIGURATION"
 
@@ -23,12 +23,12 @@ def ask_command(socket: str) -> str:
     return f"python3 -c {shlex.quote(_ASK.strip())} {shlex.quote(socket)} 2>/dev/null"
 
 
-class RunningConfiguration(FactBase[str | None]):
+class RunningConfiguration(HostFact[str | None]):
     """The stamp of the configuration that the running worker has loaded; None where none runs."""
 
     def command(self, socket: str) -> str:
-        return f"{ask_command(socket)} || true"
+        return framed(f"{ask_command(socket)} || true")
 
-    def process(self, output: list[str]) -> str | None:
+    def parse(self, output: list[str]) -> str | None:
         text = "".join(output).strip()
         return text.removeprefix(f"{CONFIGURATION_VARIABLE}=") if text else None

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
+from facts.machine import parse_sections
 
 
-class Directories(FactBase[dict[str, str]]):
+class Directories(HostFact[dict[str, str]]):
     """`MODE OWNER GROUP` of each given directory that exists, by path."""
 
     def command(self, paths: Sequence[str]) -> str:
-        return (
+        return framed(
             f"for d in {' '.join(map(shlex.quote, paths))}; do "
             'if [ -d "$d" ] && [ ! -L "$d" ]; then echo "$(stat -c "%04a %U %G" "$d") $d"; fi; done'
         )
 
-    @staticmethod
-    def default() -> dict[str, str]:
-        return {}
-
-    def process(self, output: list[str]) -> dict[str, str]:
+    def parse(self, output: list[str]) -> dict[str, str]:
         return {path: state for state, path in (_split(line) for line in output)}
 
 
@@ -30,18 +28,53 @@ def _split(line: str) -> tuple[str, str]:
     return f"{mode} {owner} {group}", path
 
 
-class Accounts(FactBase[set[str]]):
+class Accounts(HostFact[set[str]]):
     """Which of the given users (`u:NAME`) and groups (`g:NAME`) exist."""
 
     def command(self, users: Sequence[str], groups: Sequence[str]) -> str:
-        return (
+        return framed(
             f'for u in {" ".join(map(shlex.quote, users))}; do getent passwd "$u" >/dev/null && echo "u:$u"; done; '
             f'for g in {" ".join(map(shlex.quote, groups))}; do getent group "$g" >/dev/null && echo "g:$g"; done; true'
         )
 
-    @staticmethod
-    def default() -> set[str]:
-        return set()
-
-    def process(self, output: list[str]) -> set[str]:
+    def parse(self, output: list[str]) -> set[str]:
         return set(output)
+
+
+@dataclass(frozen=True)
+class AccountState:
+    """A user and a group as they are. `uid` and `gid` are None where there is none of that name.
+
+    `groups` are all of the user's, its primary one first; `processes` are its own, as `UNIT COMMAND`, but for those of
+    the unit that it is for.
+    """
+
+    uid: int | None = None
+    shell: str = ""
+    groups: tuple[str, ...] = ()
+    processes: tuple[str, ...] = ()
+    gid: int | None = None
+
+
+class Account(HostFact[AccountState]):
+    """What a user is and does besides its unit, and which group it is to have."""
+
+    def command(self, account: str, group: str, unit: str) -> str:
+        user = shlex.quote(account)
+        return framed(
+            f"echo @user; getent passwd {user} | cut -d: -f3,7; echo @groups; id -Gn {user} 2>/dev/null; "
+            f"echo @processes; ps -o unit:80=,comm= -U {user} 2>/dev/null | awk -v own={shlex.quote(unit)} '$1!=own'; "
+            f"echo @group; getent group {shlex.quote(group)} | cut -d: -f3; true"
+        )
+
+    def parse(self, output: list[str]) -> AccountState:
+        sections = parse_sections(output)
+        uid, _, shell = next(iter(sections["user"]), "").partition(":")
+        gid = next(iter(sections["group"]), "")
+        return AccountState(
+            uid=int(uid) if uid else None,
+            shell=shell,
+            groups=tuple(" ".join(sections["groups"]).split()),
+            processes=tuple(sorted({" ".join(line.split()) for line in sections["processes"]})),
+            gid=int(gid) if gid else None,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,15 @@ class Installed:
     current: str | None = None
 
 
-class Releases(FactBase[Installed]):
+class Releases(HostFact[Installed]):
     """The builds below a directory. A build that was broken off has another name and does not count."""
 
     def command(self, root: str) -> str:
-        return (
+        return framed(
             f'echo "current $(basename "$(readlink {root}/current)")"; '
             f"ls -1t {root}/releases 2>/dev/null | grep -v '[.]partial$'; true"
         )
 
-    @staticmethod
-    def default() -> Installed:
-        return Installed()
-
-    def process(self, output: list[str]) -> Installed:
+    def parse(self, output: list[str]) -> Installed:
         current = output[0].removeprefix("current").strip()
         return Installed(tuple(output[1:]), current or None)

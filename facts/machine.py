@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 
 def parse_sections(lines: list[str]) -> dict[str, list[str]]:
@@ -32,24 +32,29 @@ class LoginState:
     is_root: bool
     sudo_without_password: bool
     ssh_port: int | None
+    tmp_runs_programs: bool = True
 
 
-class Login(FactBase[LoginState]):
-    """The login user, whether sudo works without a password, and the SSH session's port on the host."""
+class Login(HostFact[LoginState]):
+    """The login user, whether sudo works without a password, the SSH session's port on the host, and whether /tmp runs
+    programs: pyinfra hands a password to sudo by one."""
 
     def command(self) -> str:
-        return (
+        return framed(
             'echo "$(id -un) $(id -u) ${SSH_CONNECTION##* }"; '
-            "if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then echo sudo; else echo none; fi"
+            "if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then echo sudo; else echo none; fi; "
+            "program=$(mktemp /tmp/local-llm-XXXXXXXX) && echo '#!/bin/sh' >$program && chmod 0700 $program && "
+            '$program 2>/dev/null && echo runs; rm -f "$program"'
         )
 
-    def process(self, output: list[str]) -> LoginState:
+    def parse(self, output: list[str]) -> LoginState:
         user, uid, *port = output[0].split()
         return LoginState(
             user=user,
             is_root=uid == "0",
             sudo_without_password=output[1] == "sudo",
             ssh_port=int(port[0]) if port else None,
+            tmp_runs_programs="runs" in output[2:],
         )
 
 
@@ -108,13 +113,13 @@ true
 """
 
 
-class Machine(FactBase[MachineState]):
+class Machine(HostFact[MachineState]):
     """Operating system, CPU, memory, disks, listening ports and our own services."""
 
     def command(self) -> str:
-        return _SCRIPT.strip()
+        return framed(_SCRIPT.strip())
 
-    def process(self, output: list[str]) -> MachineState:
+    def parse(self, output: list[str]) -> MachineState:
         return parse_machine(output)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,16 @@ class ModelFile:
     sha256: str | None
 
 
-class ModelFiles(FactBase[tuple[ModelFile, ...]]):
+class ModelFiles(HostFact[tuple[ModelFile, ...]]):
     """The GGUF files of a directory, newest first, and unfinished downloads (`*.part`) in `incoming`."""
 
     def command(self, directory: str) -> str:
-        return (
+        return framed(
             f"for f in $(ls -1t {directory}/*.gguf {directory}/incoming/*.part 2>/dev/null); do "
             'echo "$(stat -c "%s %.9Y" "$f") ${f##*/} $(cat "$f.stamp" 2>/dev/null)"; done; true'
         )
 
-    @staticmethod
-    def default() -> tuple[ModelFile, ...]:
-        return ()
-
-    def process(self, output: list[str]) -> tuple[ModelFile, ...]:
+    def parse(self, output: list[str]) -> tuple[ModelFile, ...]:
         return tuple(parse_model_file(line) for line in output)
 
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra.api import FactBase
-
+from facts.base import HostFact, framed
 from facts.machine import parse_sections
 
 SHELL_SECONDS = 20
@@ -70,7 +69,7 @@ true
 """
 
 
-class Installation(FactBase[InstallationState]):
+class Installation(HostFact[InstallationState]):
     """A user's home, its `openclaw` command, that one's version and its Node.js.
 
     `command` and `node` are paths, or empty to look for them: where npm installs for one user, beside the command, and
@@ -78,13 +77,9 @@ class Installation(FactBase[InstallationState]):
     """
 
     def command(self, user: str, command: str = "", node: str = "") -> str:
-        return shlex.join(["/bin/sh", "-c", _INSTALLATION.strip(), "sh", user, command, node])
+        return framed(shlex.join(["/bin/sh", "-c", _INSTALLATION.strip(), "sh", user, command, node]))
 
-    @staticmethod
-    def default() -> InstallationState:
-        return InstallationState()
-
-    def process(self, output: list[str]) -> InstallationState:
+    def parse(self, output: list[str]) -> InstallationState:
         return parse_installation(output)
 
 
@@ -150,7 +145,7 @@ print(json.dumps(values))
 '''
 
 
-class Wiring(FactBase[dict[str, Any]]):
+class Wiring(HostFact[dict[str, Any]]):
     """Some keys of a user's configuration file, in the shape of that file; those that it does not have are left out.
 
     `keys` are given as the names on the way to each; `environment` is what OpenClaw is run with where it must be asked.
@@ -158,12 +153,8 @@ class Wiring(FactBase[dict[str, Any]]):
 
     def command(self, user: str, file: str, keys: Sequence[Sequence[str]], environment: Mapping[str, str]) -> str:
         script = shlex.join(["python3", "-c", _WIRING.strip(), file, json.dumps([list(key) for key in keys])])
-        return f"command -v python3 >/dev/null || exit 0; {run_as(user, environment, script)}"
+        return framed(f"command -v python3 >/dev/null || exit 0; {run_as(user, environment, script)}")
 
-    @staticmethod
-    def default() -> dict[str, Any]:
-        return {}
-
-    def process(self, output: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads("".join(output))
+    def parse(self, output: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads("".join(output) or "{}")
         return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.base import HostFact, framed
 from facts.machine import parse_sections
 
 
@@ -21,21 +20,17 @@ class PrometheusState:
     pids: frozenset[int] = frozenset()
 
 
-class Prometheus(FactBase[PrometheusState]):
+class Prometheus(HostFact[PrometheusState]):
     """Who runs a Prometheus here, before it is decided whether we may."""
 
     def command(self, distribution: Sequence[str], own: Sequence[str]) -> str:
-        return (
+        return framed(
             f"echo @distribution; for u in {' '.join(distribution)}; do "
             'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; '
             f"echo @own; systemctl show {' '.join(own)} -p MainPID --value; true"
         )
 
-    @staticmethod
-    def default() -> PrometheusState:
-        return PrometheusState()
-
-    def process(self, output: list[str]) -> PrometheusState:
+    def parse(self, output: list[str]) -> PrometheusState:
         return parse_prometheus(output)
 
 

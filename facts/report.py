@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pyinfra.api import FactBase
 
 from checks.week import FORMAT, Report
+from facts.base import HostFact, framed
 from facts.verification import COMMAND
 
 _QUOTED_CHARACTERS = 300
@@ -19,21 +19,17 @@ class ReportError(Exception):
     """There is no report; the message is one line for a person."""
 
 
-class HostReport(FactBase[Report | ReportError]):
+class HostReport(HostFact[Report | ReportError]):
     """What `local-llm report --json` says, or why that is nothing."""
-
-    @staticmethod
-    def default() -> ReportError:
-        return ReportError("the host gave no answer")
 
     def command(self, days: int) -> str:
         # It exits 1 where a goal is missed; on anything else it says one line on standard error.
-        return (
+        return framed(
             f"if [ -x {COMMAND} ]; then {COMMAND} report --json --days {days} 2>&1 || true; "
             "else echo 'Nothing is deployed here.'; fi"
         )
 
-    def process(self, output: list[str]) -> Report | ReportError:
+    def parse(self, output: list[str]) -> Report | ReportError:
         try:
             return parse_report(output)
         except ReportError as problem:

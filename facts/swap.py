@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.base import HostFact, framed
 from facts.machine import parse_sections
 
 
@@ -21,7 +20,7 @@ class SwapState:
     file_system: str = "unknown"
 
 
-class SwapFile(FactBase[SwapState]):
+class SwapFile(HostFact[SwapState]):
     """Size, `MODE OWNER GROUP` and use of a swap file, its lines in /etc/fstab, and the file system it is on.
 
     /proc/swaps is the kernel's, so that a container sees the paths of others: only a file that is here is in use here.
@@ -29,7 +28,7 @@ class SwapFile(FactBase[SwapState]):
 
     def command(self, path: str) -> str:
         quoted = shlex.quote(path)
-        return (
+        return framed(
             f"file={quoted}; "
             'echo @file; [ ! -f "$file" ] || stat -c "%s %a %U %G" "$file"; '
             'echo @swaps; [ ! -f "$file" ] || awk -v file="$file" \'$1 == file {print $1}\' /proc/swaps; '
@@ -38,11 +37,7 @@ class SwapFile(FactBase[SwapState]):
             'df --output=fstype "$file" | tail -n 1'
         )
 
-    @staticmethod
-    def default() -> SwapState:
-        return SwapState()
-
-    def process(self, output: list[str]) -> SwapState:
+    def parse(self, output: list[str]) -> SwapState:
         sections = parse_sections(output)
         size, _, access = next(iter(sections.get("file", [])), "0").partition(" ")
         return SwapState(

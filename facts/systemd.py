@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 STAMP_VARIABLE = "LOCAL_LLM_STAMP"
 
@@ -24,38 +24,34 @@ class UnitState:
 _SHOWN = "-p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID"
 
 
-class Unit(FactBase[UnitState]):
-    """State of a service, and the configuration stamp in its main process's environment."""
+class Unit(HostFact[UnitState]):
+    """State of a service, and the configuration stamp in its main process's environment.
+
+    A process whose program is no longer on the disk, or another one is there, has no stamp: it is to be restarted.
+    """
 
     def command(self, unit: str) -> str:
-        return (
+        return framed(
             f"systemctl show {unit} {_SHOWN}; "
             f"pid=$(systemctl show {unit} -p MainPID --value); "
-            f'[ "${{pid:-0}}" -gt 0 ] && tr "\\0" "\\n" < "/proc/$pid/environ" | grep "^{STAMP_VARIABLE}="; true'
+            '[ "${pid:-0}" -gt 0 ] || exit 0; echo "Program=$(readlink "/proc/$pid/exe")"; '
+            f'tr "\\0" "\\n" < "/proc/$pid/environ" | grep "^{STAMP_VARIABLE}="; true'
         )
 
-    @staticmethod
-    def default() -> UnitState:
-        return UnitState()
-
-    def process(self, output: list[str]) -> UnitState:
+    def parse(self, output: list[str]) -> UnitState:
         return _state(output)
 
 
-class SocketUnit(FactBase[UnitState]):
+class SocketUnit(HostFact[UnitState]):
     """State of a socket unit, and the configuration stamp that it wrote to a file when its sockets were made."""
 
     def command(self, unit: str, stamp_file: str) -> str:
-        return (
+        return framed(
             f"systemctl show {unit} {_SHOWN}; "
             f'[ ! -e {shlex.quote(stamp_file)} ] || echo "{STAMP_VARIABLE}=$(cat {shlex.quote(stamp_file)})"'
         )
 
-    @staticmethod
-    def default() -> UnitState:
-        return UnitState()
-
-    def process(self, output: list[str]) -> UnitState:
+    def parse(self, output: list[str]) -> UnitState:
         return _state(output)
 
 
@@ -65,5 +61,5 @@ def _state(output: list[str]) -> UnitState:
         active=values.get("ActiveState") in ("active", "activating", "reloading"),
         enabled=values.get("UnitFileState") == "enabled",
         needs_reload=values.get("NeedDaemonReload") == "yes",
-        stamp=values.get(STAMP_VARIABLE),
+        stamp=None if values.get("Program", "").endswith(" (deleted)") else values.get(STAMP_VARIABLE),
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.base import HostFact, framed
 from facts.machine import parse_sections
 
 
@@ -19,23 +18,17 @@ class Firewall:
     rules: tuple[str, ...] = ()
 
 
-class Ufw(FactBase[Firewall]):
+class Ufw(HostFact[Firewall]):
     """Whether UFW is active, its defaults, and its rules in order."""
 
     def command(self) -> str:
-        return (
-            "export LC_ALL=C; echo @status; ufw status verbose; echo @added; ufw show added; "
+        return framed(
+            "command -v ufw >/dev/null || exit 0; export LC_ALL=C; "
+            "echo @status; ufw status verbose; echo @added; ufw show added; "
             "echo @defaults; grep -E '^DEFAULT_(INPUT|OUTPUT)_POLICY=' /etc/default/ufw; true"
         )
 
-    def requires_command(self) -> str:
-        return "ufw"
-
-    @staticmethod
-    def default() -> Firewall:
-        return Firewall()
-
-    def process(self, output: list[str]) -> Firewall:
+    def parse(self, output: list[str]) -> Firewall:
         return parse_ufw(output)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pyinfra.api import FactBase
+from facts.base import HostFact, framed
 
 COMMAND = "/usr/local/bin/local-llm"
 
 
-class Report(FactBase[dict[str, Any] | None]):
+class Report(HostFact[dict[str, Any] | None]):
     """What `local-llm test --json` says; None where nothing is deployed."""
 
     def command(self) -> str:
-        return f"if [ -x {COMMAND} ]; then {COMMAND} test --json || true; fi"
+        return framed(f"if [ -x {COMMAND} ]; then {COMMAND} test --json || true; fi")
 
-    def process(self, output: list[str]) -> dict[str, Any] | None:
+    def parse(self, output: list[str]) -> dict[str, Any] | None:
         return parse_report("\n".join(output))
 
 

@@ -13,6 +13,7 @@ from pyinfra import host, state
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from facts.base import read
 from facts.files import FileContents, FileDigest, FileDigests
 from operations.remote import script
 
@@ -43,7 +44,7 @@ def managed(files: Sequence[ManagedFile], validate: str | None = None) -> Genera
     + validate: a command that judges a candidate before it takes its place; `{}` stands for the candidate's path.
       Where it fails the old file stays and the operation fails with the command's own words.
     """
-    present = host.get_fact(FileContents, paths=tuple(file.path for file in files))
+    present = read(FileContents, paths=tuple(file.path for file in files))
     changed = False
     for file in files:
         before = present.get(file.path)
@@ -66,7 +67,7 @@ def secret(file: ManagedFile) -> Generator[PyinfraCommand, None, None]:
 
     + file: the file
     """
-    present = host.get_fact(FileDigests, paths=(file.path,)).get(file.path)
+    present = read(FileDigests, paths=(file.path,)).get(file.path)
     if present == FileDigest(file.sha256, file.mode, file.owner, file.group):
         host.noop(f"{file.path} is as it should be")
         return
@@ -110,7 +111,7 @@ def absent(paths: Sequence[str]) -> Generator[StringCommand, None, None]:
 
     + paths: the files
     """
-    present = host.get_fact(FileDigests, paths=tuple(paths))
+    present = read(FileDigests, paths=tuple(paths))
     if not present:
         host.noop("nothing to remove")
     for path in present:

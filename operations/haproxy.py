@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.haproxy import CONFIGURATION_VARIABLE, RunningConfiguration, ask_command
 from operations.remote import script
 
@@ -25,7 +26,7 @@ def reloaded(unit: str, socket: str, stamp: str) -> Generator[StringCommand, Non
     + socket: the admin socket's path
     + stamp: the digest in the configuration
     """
-    if host.get_fact(RunningConfiguration, socket=socket) == stamp:
+    if read(RunningConfiguration, socket=socket) == stamp:
         host.noop(f"{unit} works with configuration {stamp}")
         return
     wanted = shlex.quote(f"{CONFIGURATION_VARIABLE}={stamp}")

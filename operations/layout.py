@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.layout import Accounts, Directories
 
 
@@ -37,7 +38,7 @@ def directories(directories: Sequence[Directory]) -> Generator[StringCommand, No
 
     + directories: the directories, parents first
     """
-    present = host.get_fact(Directories, paths=tuple(directory.path for directory in directories))
+    present = read(Directories, paths=tuple(directory.path for directory in directories))
     changed = False
     for wanted in directories:
         if present.get(wanted.path) == f"{wanted.mode} {wanted.owner} {wanted.group}":
@@ -56,14 +57,13 @@ def system_users(users: Sequence[SystemUser]) -> Generator[StringCommand, None, 
 
     + users: the accounts
     """
-    present = host.get_fact(
-        Accounts, users=tuple(user.name for user in users), groups=tuple(user.group for user in users)
-    )
+    present = read(Accounts, users=tuple(user.name for user in users), groups=tuple(user.group for user in users))
     made: set[str] = set()
     for user in users:
         if f"g:{user.group}" not in present | made:
             made.add(f"g:{user.group}")
-            yield StringCommand("groupadd", "--system", user.group)
+            # Beside a user that is there already, it is no group of the system's.
+            yield StringCommand("groupadd", *([] if f"u:{user.name}" in present else ["--system"]), user.group)
         if f"u:{user.name}" not in present | made:
             made.add(f"u:{user.name}")
             yield StringCommand(

@@ -13,6 +13,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from facts.base import read
 from facts.llama_cpp import Releases
 from operations.jobs import Job, follow
 from operations.remote import call, connector_arguments, script
@@ -83,7 +84,7 @@ def installed(release: Release, root: str, scratch: str, user: str, jobs: int) -
     + user: who builds
     + jobs: compiler processes at once
     """
-    there = host.get_fact(Releases, root=root)
+    there = read(Releases, root=root)
     if release.id not in there.releases:
         arguments = connector_arguments(host)
         build = build_job(release, scratch, user, jobs)
@@ -193,7 +194,7 @@ def pruned(root: str, current: str, keep: int) -> Generator[StringCommand, None,
     + current: the release that is never removed
     + keep: how many others stay
     """
-    others = [release for release in host.get_fact(Releases, root=root).releases if release != current]
+    others = [release for release in read(Releases, root=root).releases if release != current]
     surplus: Sequence[str] = others[keep:]
     if not surplus:
         host.noop(f"{len(others)} other releases, {keep} may stay")

@@ -10,6 +10,7 @@ from pyinfra import host
 from pyinfra.api import Host, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from facts.base import read
 from facts.model import ModelFiles
 from operations.jobs import Job, follow
 from operations.remote import call, connector_arguments, run, script
@@ -41,7 +42,7 @@ def downloaded(path: str, download: Download, user: str) -> Generator[PyinfraCom
     + user: who downloads
     """
     directory, name = path.rsplit("/", 1)
-    there = next((file for file in host.get_fact(ModelFiles, directory=directory) if file.name == name), None)
+    there = next((file for file in read(ModelFiles, directory=directory) if file.name == name), None)
     if there and there.sha256 == download.sha256:
         host.noop(f"{name} is there, {there.size_bytes} bytes, sha256 {there.sha256[:16]}…")
         return
@@ -149,7 +150,7 @@ def pruned(directory: str, current: str, keep: int) -> Generator[StringCommand, 
     + current: the file's name that is never removed
     + keep: how many others stay, the newest of them
     """
-    files = [file.name for file in host.get_fact(ModelFiles, directory=directory)]
+    files = [file.name for file in read(ModelFiles, directory=directory)]
     parts = [f"incoming/{name}" for name in files if name.endswith(".part")]
     surplus = [name for name in files if name.endswith(".gguf") and name != current][keep:]
     if not parts + surplus:

@@ -12,6 +12,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from facts.base import read
 from facts.files import FileDigests
 from facts.openclaw import Installation, InstallationState, Wiring, run_as
 from operations.remote import call, fail
@@ -57,12 +58,12 @@ def wired(where: Where, wanted: Wanted, script: str) -> Generator[PyinfraCommand
     + wanted: what its configuration is to hold
     + script: path of the script that makes it so
     """
-    installation = host.get_fact(Installation, user=where.user, command=where.command, node=where.node)
+    installation = read(Installation, user=where.user, command=where.command, node=where.node)
     if failures := list(problems(where, installation)):
         yield call(lambda _state, host: fail(host, "\n".join([*failures, "Nothing was changed in OpenClaw."])))
         return
     file = configuration_file(where, installation)
-    found = host.get_fact(
+    found = read(
         Wiring,
         user=where.user,
         file=file,
@@ -70,7 +71,7 @@ def wired(where: Where, wanted: Wanted, script: str) -> Generator[PyinfraCommand
         environment=environment(where, installation),
     )
     missing = list(differences(wanted, found))
-    if host.get_fact(FileDigests, paths=(f"{file}{SAVED_SUFFIX}",)):
+    if read(FileDigests, paths=(f"{file}{SAVED_SUFFIX}",)):
         missing.append("the end of a wiring that was interrupted")
     if not missing:
         host.noop(f"the OpenClaw of {where.user} is wired")

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.files import FileContents
 from facts.packages import InstalledPackages
 from operations.remote import script
@@ -32,7 +33,7 @@ def installed(
       that nothing of it ever listens; left alone where the package was there before
     + record: a file that keeps the names of all packages that were not there before, for `removed`
     """
-    present: set[str] = host.get_fact(InstalledPackages, packages=tuple(packages))
+    present: set[str] = read(InstalledPackages, packages=tuple(packages))
     missing = sorted(set(packages) - present)
     if not missing:
         host.noop(f"all {len(packages)} packages are installed")
@@ -62,12 +63,12 @@ def removed(
     + kept_off: units that `installed` masked, by package
     + record: its record; without one there is nothing to remove
     """
-    known = host.get_fact(FileContents, paths=(record,)).get(record)
+    known = read(FileContents, paths=(record,)).get(record)
     if known is None:
         host.noop("none of them was installed by a deploy")
         return
     ours = set(known.content.decode().split())
-    present: set[str] = host.get_fact(InstalledPackages, packages=tuple(packages))
+    present: set[str] = read(InstalledPackages, packages=tuple(packages))
     yield StringCommand(script(_remove(sorted(present & ours), record, lock_timeout_seconds)))
     for package, unit in kept_off.items():
         if package in ours:

@@ -9,6 +9,8 @@ from typing import Any
 from pyinfra.api import FunctionCommand, Host, State, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 
+from facts.base import framed, portable, unframed
+
 
 def connector_arguments(host: Host) -> dict[str, Any]:
     """How the operation under way runs its commands (sudo and the like). Call it inside an operation."""
@@ -17,11 +19,15 @@ def connector_arguments(host: Host) -> dict[str, Any]:
 
 
 def run(host: Host, command: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
-    """Run one command quietly; returns whether it succeeded, and its output."""
+    """Run one command quietly; returns whether it succeeded, and what it printed: its errors last."""
     succeeded, output = host.run_shell_command(
-        StringCommand(command), print_output=False, print_input=False, **arguments
+        StringCommand(framed(command)), print_output=False, print_input=False, **arguments
     )
-    return succeeded, "\n".join(line.line for line in output)
+    try:
+        lines = unframed(output.stdout_lines)
+    except ValueError:
+        succeeded, lines = False, output.stdout_lines
+    return succeeded, "\n".join([*lines, *output.stderr_lines])
 
 
 def call(function: Callable[[State, Host], bool]) -> FunctionCommand:
@@ -35,8 +41,8 @@ def call(function: Callable[[State, Host], bool]) -> FunctionCommand:
 
 
 def script(text: str) -> str:
-    """A command that runs a POSIX shell script which stops at the first error."""
-    return f"/bin/sh -euc {shlex.quote(text.strip())}"
+    """A command that runs a POSIX shell script up to its first error, whatever login shell and umask are."""
+    return f"/bin/sh -euc {shlex.quote(f'umask 022; {portable(text)}')}"
 
 
 def fail(host: Host, message: str) -> bool:

@@ -13,6 +13,7 @@ from pyinfra.api.state import StateStage
 
 from checks.goals import Verdict
 from checks.week import Report
+from facts.base import read
 from facts.report import HostReport, ReportError
 from operations.remote import call, fail
 from reporting.page import Row, render, write
@@ -28,7 +29,7 @@ def collected(days: int) -> Generator[PyinfraCommand, None, None]:
     yield from ()
     if state.current_stage != StateStage.Execute:
         return
-    found = host.get_fact(HostReport, days=days)
+    found = read(HostReport, days=days)
     _collected[host.name] = found
     if isinstance(found, Report):
         rows = [(goal.title, goal.verdict.value, goal.text, goal.target, goal.detail) for goal in found.goals]

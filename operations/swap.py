@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.swap import SwapFile, SwapState
 from operations.remote import script
 
@@ -26,7 +27,7 @@ def swap_file(path: str, size_mib: int) -> Generator[StringCommand, None, None]:
     + path: the file, on a file system that takes swap files (ext4, xfs)
     + size_mib: its size in MiB
     """
-    now = host.get_fact(SwapFile, path=path)
+    now = read(SwapFile, path=path)
     steps = removal(path, now) if size_mib == 0 else creation(path, size_mib, now)
     if not steps:
         host.noop(f"{path} is as it should be" if size_mib else f"there is no {path}")

@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.files import FileDigests
 from facts.systemd import STAMP_VARIABLE, SocketUnit, Unit, UnitState
 from operations.remote import script
@@ -35,7 +36,7 @@ def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Ge
     + ready: a shell command that succeeds once the service answers
     + ready_timeout_seconds: how long that may take; on a failure the journal's last lines are shown
     """
-    now = host.get_fact(Unit, unit=unit)
+    now = read(Unit, unit=unit)
     yield from _known_to_systemd(unit, now)
     if now.active and now.stamp == stamp:
         if now.enabled and not now.needs_reload:
@@ -85,7 +86,7 @@ def sockets(
     + stamp_file: that file's path
     + addresses: the TCP addresses among the sockets, as `127.0.0.1:80` and `[::1]:80`
     """
-    now = host.get_fact(SocketUnit, unit=unit, stamp_file=stamp_file)
+    now = read(SocketUnit, unit=unit, stamp_file=stamp_file)
     yield from _known_to_systemd(unit, now)
     if now.active and now.stamp == stamp:
         if now.enabled and not now.needs_reload:
@@ -101,7 +102,7 @@ def loaded(unit: str) -> Generator[StringCommand, None, None]:
 
     + unit: the unit, with its suffix
     """
-    if not host.get_fact(Unit, unit=unit).needs_reload:
+    if not read(Unit, unit=unit).needs_reload:
         host.noop(f"systemd knows {unit}")
         return
     yield StringCommand("systemctl", "daemon-reload")
@@ -114,7 +115,7 @@ def removed(units: Sequence[str]) -> Generator[StringCommand, None, None]:
     + units: the units, with their suffixes, in the order in which they are to be stopped
     """
     files = {f"/etc/systemd/system/{unit}": unit for unit in units}
-    present = host.get_fact(FileDigests, paths=tuple(files))
+    present = read(FileDigests, paths=tuple(files))
     if not present:
         host.noop("none of the units is there")
         return

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.base import read
 from facts.ufw import Firewall, Ufw
 
 COMMENT = "local-llm"
@@ -27,7 +28,7 @@ def firewall(
     + denied: TCP ports that are denied explicitly, whatever the default becomes
     + allowed: further ports with protocol (`443/tcp`), allowed
     """
-    commands = ufw_commands(host.get_fact(Ufw), wanted_rules(ssh_ports, denied, allowed))
+    commands = ufw_commands(read(Ufw), wanted_rules(ssh_ports, denied, allowed))
     if not commands:
         host.noop("UFW is active with all rules")
     for command in commands:

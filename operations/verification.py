@@ -10,6 +10,7 @@ from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.state import StateStage
 
+from facts.base import read
 from facts.verification import Report
 from operations.remote import call, fail
 from tasks.tables import show
@@ -20,7 +21,7 @@ def verified() -> Generator[PyinfraCommand, None, None]:
     """Ensure that every check on the host passes: shows them in one table, fails on any FAIL, changes nothing."""
     if state.current_stage != StateStage.Execute:
         return
-    report = host.get_fact(Report)
+    report = read(Report)
     if report is None:
         yield call(
             lambda _s, host: fail(host, "Nothing is deployed here: run `.venv/bin/pyinfra inventory.py deploy.py`")

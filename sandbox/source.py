@@ -65,7 +65,7 @@ def _has_commit(repository: Path) -> bool:
 def _download_sdist(folder: Path) -> Path:
     """pip download, pinned by hash.
 
-    pip also prepares the package's metadata, in an isolated environment; nothing is compiled.
+    pip also prepares the package's metadata, with what requirements.txt pins for that; nothing is compiled.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"llama-cpp-python=={SDIST_VERSION} --hash=sha256:{SDIST_SHA256}\n")
@@ -73,6 +73,7 @@ def _download_sdist(folder: Path) -> Path:
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--no-build-isolation",
         "--no-binary",
         "llama-cpp-python",
         "--require-hashes",

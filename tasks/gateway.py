@@ -6,9 +6,9 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from pyinfra import host
 from pyinfra.api import deploy
 
+from facts.base import read
 from facts.files import FileDigests
 from facts.haproxy import CONFIGURATION_VARIABLE
 from facts.systemd import STAMP_VARIABLE
@@ -256,7 +256,7 @@ def _place_key(settings: Settings) -> str:
         return ""
     key = operators_key(settings, os.environ)
     if key is None:
-        on_host = host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,)).get(paths.CLOUD_KEY)
+        on_host = read(FileDigests, paths=(paths.CLOUD_KEY,)).get(paths.CLOUD_KEY)
         # Without one preflight has stopped the host before anything is done with this.
         return on_host.sha256 if on_host else ""
     secret = ManagedFile(paths.CLOUD_KEY, environment_file(key), mode="0600")

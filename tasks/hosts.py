@@ -10,6 +10,7 @@ from pyinfra import config, host, inventory
 from pyinfra.api import Host
 from rich.console import Console
 
+from facts.base import give_up, read
 from facts.machine import Login, LoginState
 from settings import Settings, parse
 from tasks.alerts import operators_webhook
@@ -55,7 +56,25 @@ def host_data(of: Host) -> dict[str, Any]:
 
 
 def become_root() -> LoginState:
-    """Who logged in; from here on every operation of this host runs as root, by sudo where that is needed."""
-    login = host.get_fact(Login)
+    """Who logged in; from here on every operation of this host runs as root, by sudo where that is needed.
+
+    Ends the run for a host whose sudo asks for a password, before pyinfra could send one.
+    """
+    login = read(Login, _sudo=False, _su_user=None, _doas=False)
+    asks = not (login.is_root or login.sudo_without_password)
+    given = bool(host.data.get("_sudo_password") or config.SUDO_PASSWORD)
+    ways = (
+        "Log in as root by a key, or let sudo ask for none while you deploy: "
+        f"echo '{login.user} ALL=(ALL) NOPASSWD:ALL' | sudo tee /etc/sudoers.d/local-llm-deploy, and afterwards "
+        "sudo rm /etc/sudoers.d/local-llm-deploy"
+    )
+    if (asks or given) and host.data.get("allow_sudo_password") is not True:
+        found = f"sudo asks {login.user} for a password" if asks else "sudo is given a password that it does not need"
+        give_up(
+            f"FAIL root rights: {found}, which pyinfra puts in command lines that every user of the host can read. "
+            f"Nothing was changed. {ways}. Or accept it: allow_sudo_password = True."
+        )
+    if asks and not login.tmp_runs_programs:
+        give_up(f"FAIL root rights: /tmp runs no programs, and pyinfra hands a password to sudo by one there. {ways}.")
     config.SUDO = not login.is_root
     return login

@@ -9,6 +9,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import deploy
 
+from facts.base import read
 from facts.openclaw import Installation, InstallationState, Wiring
 from operations import files, openclaw
 from operations.files import ManagedFile
@@ -202,14 +203,14 @@ def by_hand(whose: Where | None) -> str:
 
 
 def _installation(whose: Where) -> InstallationState:
-    return host.get_fact(Installation, user=whose.user, command=whose.command, node=whose.node)
+    return read(Installation, user=whose.user, command=whose.command, node=whose.node)
 
 
 def _found(whose: Where) -> dict[str, Any]:
     installation = _installation(whose)
     if list(openclaw.problems(whose, installation)):
         return {}
-    return host.get_fact(
+    return read(
         Wiring,
         user=whose.user,
         file=openclaw.configuration_file(whose, installation),

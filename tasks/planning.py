@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from facts.layout import AccountState
 from facts.machine import LoginState, MachineState
 from facts.prometheus import PrometheusState
 from facts.swap import SwapState
@@ -28,6 +29,11 @@ PACKAGES_DISK_MIB = 500
 """Measured: 469 MB on a bare Debian 13."""
 PROMETHEUS_DISK_MIB = 450
 """Its packages, with their archives while they are installed. Measured: 422 on Debian 13."""
+NOBODY, NO_GROUP = "nobody", "nogroup"
+"""The account that is everybody's who needs none: it owns nothing."""
+FIRST_ORDINARY_GID = 1000
+"""Debian's and Ubuntu's: below are groups with rights of the system's, such as docker."""
+NO_LOGIN_SHELLS = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false")
 SWAP_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")
 """Where a file written in full can be swapped to; btrfs and ZFS copy what they overwrite, overlays have no blocks."""
 ALERTMANAGER_MIB = 64
@@ -174,6 +180,27 @@ def swap_findings(settings: Settings, state: SwapState) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def account_findings(settings: Settings, account: AccountState) -> Iterator[Finding]:
+    """Whether llama-server's account is for nothing else: it reads what nobody trusts, and may not be somebody else."""
+    if account.uid is not None and settings.service_user != NOBODY:
+        uses = [
+            *(["the rights of root"] if account.uid == 0 else []),
+            *([] if account.shell in NO_LOGIN_SHELLS else [f"the login shell {account.shell or '/bin/sh'}"]),
+            *(f"the group {group}" for group in account.groups[1:] if group != settings.service_group),
+            *(f"the process {process}" for process in account.processes),
+        ]
+        yield _finding(
+            "service_user", not uses, f"{settings.service_user} has {', '.join(uses)}" if uses else "for nothing else",
+            "an account for nothing else", "set service_user to a name that is not in use: the deploy creates it",
+        )  # fmt: skip
+    if account.gid is not None and settings.service_group != NO_GROUP:
+        own = settings.service_group in account.groups or account.gid >= FIRST_ORDINARY_GID
+        yield _finding(
+            "service_group", own, "its own" if own else f"{settings.service_group} is a group of the system",
+            f"a new group, or one of {settings.service_user}'s", "set service_group to a name that is not in use",
+        )  # fmt: skip
+
+
 def _finding(name: str, good: bool, found: str, needed: str, remedy: str, bad: Status = Status.FAIL) -> Finding:
     return Finding(name, Status.PASS if good else bad, found, needed, "" if good else remedy)
 
@@ -192,8 +219,7 @@ def _sudo(login: LoginState) -> Finding:
     found = "root" if login.is_root else f"{login.user}, sudo {'works' if login.sudo_without_password else 'asks'}"
     return _finding(
         "root rights", login.is_root or login.sudo_without_password, found, "root, or sudo without a password",
-        f"run with --use-sudo-password, or allow it: echo '{login.user} ALL=(ALL) NOPASSWD:ALL' | "
-        f"sudo tee /etc/sudoers.d/{login.user}", bad=Status.WARN,
+        "every user of the host can read the password in command lines (allow_sudo_password)", bad=Status.WARN,
     )  # fmt: skip
 
 

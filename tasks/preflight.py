@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pyinfra import host
 from pyinfra.api import deploy
 
+from facts.base import read
 from facts.files import FileDigests
+from facts.layout import Account, AccountState
 from facts.llama_cpp import Releases
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
@@ -19,7 +21,17 @@ from operations.llama_cpp import Release
 from settings import Settings
 from tasks import openclaw, paths
 from tasks.cloud_key import operators_key
-from tasks.planning import MIB, Finding, Status, disk_needs, findings, key_findings, prometheus_findings, swap_findings
+from tasks.planning import (
+    MIB,
+    Finding,
+    Status,
+    account_findings,
+    disk_needs,
+    findings,
+    key_findings,
+    prometheus_findings,
+    swap_findings,
+)
 from tasks.tables import show
 
 
@@ -41,19 +53,19 @@ class Target:
 
 def inspect(settings: Settings, login: LoginState) -> Target:
     """Look at the host, change nothing, and show all findings in one table."""
-    machine = host.get_fact(Machine)
+    machine = read(Machine)
     release = Release(
         repository=settings.llama_cpp_repository,
         commit=settings.llama_cpp_commit,
         native=settings.build_native,
         cpu=f"{machine.architecture} {' '.join(sorted(machine.cpu_flags))}",
     )
-    release_exists = release.id in host.get_fact(Releases, root=paths.ROOT).releases
+    release_exists = release.id in read(Releases, root=paths.ROOT).releases
     model_exists = any(
-        file.sha256 == settings.selected_model.sha256 for file in host.get_fact(ModelFiles, directory=paths.MODELS)
+        file.sha256 == settings.selected_model.sha256 for file in read(ModelFiles, directory=paths.MODELS)
     )
     prometheus = _prometheus(settings)
-    swap = host.get_fact(SwapFile, path=paths.SWAP_FILE)
+    swap = read(SwapFile, path=paths.SWAP_FILE)
     disk_mib = disk_needs(
         settings,
         release_exists,
@@ -63,6 +75,7 @@ def inspect(settings: Settings, login: LoginState) -> Target:
     )
     results = (
         *findings(settings, login, machine, disk_mib),
+        *account_findings(settings, _account(settings)),
         *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
         *prometheus_findings(settings, machine, prometheus),
         *swap_findings(settings, swap),
@@ -76,18 +89,22 @@ def inspect(settings: Settings, login: LoginState) -> Target:
     return Target(settings, login, machine, release, results)
 
 
+def _account(settings: Settings) -> AccountState:
+    return read(Account, account=settings.service_user, group=settings.service_group, unit=paths.SERVICE_UNIT)
+
+
 def _is_key_given(settings: Settings) -> bool:
     return operators_key(settings, os.environ) is not None
 
 
 def _is_key_on_host() -> bool:
-    return paths.CLOUD_KEY in host.get_fact(FileDigests, paths=(paths.CLOUD_KEY,))
+    return paths.CLOUD_KEY in read(FileDigests, paths=(paths.CLOUD_KEY,))
 
 
 def _prometheus(settings: Settings) -> PrometheusState:
     if not settings.prometheus:
         return PrometheusState()
-    state: PrometheusState = host.get_fact(
+    state: PrometheusState = read(
         Prometheus, distribution=paths.PROMETHEUS_DISTRIBUTION_UNITS, own=paths.PROMETHEUS_UNITS
     )
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -445,6 +446,26 @@ def test_a_command_that_fails_is_tried_again_at_the_next_run(
     assert waiting(host, "command") == 1
     command(host, "exit 0")
     assert delivery.deliver(commanded, host, "command") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the program has to be root's")
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("folders", list(itertools.product(["roots", "users"], repeat=3)), ids="-".join)
+def test_no_link_on_the_way_to_a_command_lies_where_others_can_change_it(
+    host: FakeHost, tmp_path: Path, folders: tuple[str, ...], absolute: bool
+) -> None:
+    for name, mode in (("roots", 0o755), ("users", 0o777)):
+        host.path(f"/{name}").mkdir()
+        host.path(f"/{name}").chmod(mode)
+    host.put("/roots/program", f"#!/bin/sh\ntouch {tmp_path}/ran\n", 0o755)
+    target = "/roots/program"
+    for number, folder in enumerate(folders):
+        link = f"/{folder}/link{number}"
+        host.path(link).symlink_to(target if absolute else f"..{target}")
+        target = link
+    said = send(config_with(tmp_path, command=target), host, MESSAGE, channel="command")
+    assert (tmp_path / "ran").exists() is ("users" not in folders)
+    assert (said is None) is ("users" not in folders), said
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757])

@@ -83,11 +83,11 @@ def test_memory_that_systemd_does_not_count_is_none(own: str) -> None:
 
 
 def test_login_over_ssh_and_without() -> None:
-    over_ssh = Login().process(["ubuntu 1000 2222", "sudo"])
+    over_ssh = Login().parse(["ubuntu 1000 2222", "sudo"])
     assert (over_ssh.user, over_ssh.is_root, over_ssh.sudo_without_password, over_ssh.ssh_port) == (
         "ubuntu", False, True, 2222,
     )  # fmt: skip
-    assert Login().process(["root 0 ", "none"]).ssh_port is None
+    assert Login().parse(["root 0 ", "none"]).ssh_port is None
 
 
 @given(st.binary(max_size=200), st.sampled_from(["0", "644", "4755"]))
@@ -112,16 +112,17 @@ def test_a_broken_stamp_proves_nothing(stamp: str) -> None:
 
 
 def test_releases_and_the_current_one() -> None:
-    assert Releases().process(["current b", "b", "a"]) == Installed(("b", "a"), "b")
-    assert Releases().process(["current "]) == Installed((), None)
+    assert Releases().parse(["current b", "b", "a"]) == Installed(("b", "a"), "b")
+    assert Releases().parse(["current "]) == Installed((), None)
 
 
 def test_a_unit_and_its_stamp() -> None:
     output = (
         "ActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\nMainPID=7\nLOCAL_LLM_STAMP=abc".splitlines()
     )
-    assert Unit().process(output) == UnitState(active=True, enabled=True, needs_reload=False, stamp="abc")
-    assert Unit().process(["ActiveState=inactive", "UnitFileState=", "NeedDaemonReload=no"]) == UnitState()
+    assert Unit().parse(output) == UnitState(active=True, enabled=True, needs_reload=False, stamp="abc")
+    assert Unit().parse([*output, "Program=/usr/sbin/haproxy (deleted)"]).stamp is None
+    assert Unit().parse(["ActiveState=inactive", "UnitFileState=", "NeedDaemonReload=no"]) == UnitState()
 
 
 UFW = """@status

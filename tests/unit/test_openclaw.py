@@ -243,8 +243,8 @@ def test_what_wires_an_openclaw_is_always_left_on_the_host(
     left: list[ManagedFile] = []
     done: list[str] = []
     facts = {Installation: installation, Wiring: {}}
-    host = SimpleNamespace(log=lambda _: done.append("said"), get_fact=lambda fact, **_: facts[fact])
-    monkeypatch.setattr(openclaw, "host", host)
+    monkeypatch.setattr(openclaw, "host", SimpleNamespace(log=lambda _: done.append("said")))
+    monkeypatch.setattr(openclaw, "read", lambda fact, **_: facts[fact])
     monkeypatch.setattr(openclaw.files, "managed", lambda files, **_: left.extend(files))
     monkeypatch.setattr(openclaw.openclaw, "wired", lambda **_: done.append("wired"))
     vars(openclaw.wire)["_inner"](values)
@@ -263,8 +263,8 @@ def test_what_is_not_wired_or_only_half_is_wired(
         Wiring: lambda **_: applied(wish) if is_wired else {},
         FileDigests: lambda paths: dict.fromkeys(paths, "there") if interrupted and saved in paths else {},
     }
-    host = SimpleNamespace(get_fact=lambda fact, **named: facts[fact](**named), log=str, noop=str)
-    monkeypatch.setattr(operations.openclaw, "host", host)
+    monkeypatch.setattr(operations.openclaw, "host", SimpleNamespace(log=str, noop=str))
+    monkeypatch.setattr(operations.openclaw, "read", lambda fact, **named: facts[fact](**named))
     assert len(list(vars(operations.openclaw.wired)["_inner"](CLAW, wish, "script"))) == runs
 
 
@@ -311,10 +311,13 @@ def wiring(text: str | None, tmp_path: Path, answer: str = "") -> dict[str, Any]
     cli.write_text(f"#!/bin/sh\n[ \"$1 $2 $4\" = 'config get --json' ] && printf %s '{answer}'\n")
     cli.chmod(0o755)
     keys = (("models", "providers", "local-llm", "baseUrl"), ("agents", "defaults", "utilityModel"))
-    command = Wiring().command(user="u", file=str(file), keys=keys, environment={"HOME": "/"})
-    _, python = command.split(" HOME=/ ", 1)
-    environment = {**os.environ, "OPENCLAW": str(cli)}
-    done = subprocess.run(["/bin/sh", "-c", python], env=environment, check=True, capture_output=True, text=True)
+    environment = {"HOME": "/", "PATH": os.environ["PATH"], "OPENCLAW": str(cli)}
+    command = Wiring().command(user="u", file=str(file), keys=keys, environment=environment)
+    runuser = tmp_path / "runuser"
+    runuser.write_text('#!/bin/sh\nshift 3\nexec "$@"\n')
+    runuser.chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["/bin/sh", "-c", command], env=path, check=True, capture_output=True, text=True)
     return Wiring().process(done.stdout.splitlines())
 
 

@@ -1,15 +1,27 @@
 """Preflight's judgement: what a host must be, and how much a model takes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from facts.layout import AccountState
 from facts.machine import Disk, LoginState, MachineState
 from facts.swap import SwapState
 from group_data import optimised
 from operations.llama_cpp import build_jobs
 from settings import Settings, parse
-from tasks.planning import Finding, Status, compute_threads, disk_needs, findings, memory_plan, ssh_ports, swap_findings
+from tasks.planning import (
+    Finding,
+    Status,
+    account_findings,
+    compute_threads,
+    disk_needs,
+    findings,
+    memory_plan,
+    ssh_ports,
+    swap_findings,
+)
 
 LOGIN = LoginState(user="ubuntu", is_root=False, sudo_without_password=True, ssh_port=22)
 VPS = MachineState(
@@ -167,3 +179,43 @@ def test_the_optimised_group_fits_the_vps_that_was_asked_for_and_the_goal() -> N
     assert (settings.model, settings.swap_file_mib, settings.prometheus) == ("qwen2.5-3b-instruct", 4096, True)
     assert memory_plan(settings).peak <= settings.memory_goal_mib <= 2560
     assert {finding.status for finding in judge(settings).values()} == {Status.PASS}
+
+
+OWN = AccountState(uid=990, shell="/usr/sbin/nologin", groups=("local-llm",), gid=990)
+
+
+def judge_account(account: AccountState, **values: str) -> dict[str, Finding]:
+    return {finding.name: finding for finding in account_findings(Settings(**values), account)}  # type: ignore[arg-type]
+
+
+def test_an_account_that_is_new_or_for_nothing_else_is_taken() -> None:
+    assert judge_account(AccountState()) == {}
+    assert {finding.status for finding in judge_account(OWN).values()} == {Status.PASS}
+    assert (
+        judge_account(replace(OWN, uid=65534, groups=("nogroup",)), service_user="nobody", service_group="nogroup")
+        == {}
+    )
+    theirs = judge_account(replace(OWN, groups=("llm",), gid=1005), service_user="llm", service_group="llm-clients")
+    assert {finding.status for finding in theirs.values()} == {Status.PASS}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"uid": 0}, "the rights of root"),
+        ({"shell": "/bin/bash"}, "the login shell /bin/bash"),
+        ({"shell": ""}, "the login shell /bin/sh"),
+        ({"groups": ("local-llm", "docker")}, "the group docker"),
+        ({"processes": ("nginx.service nginx",)}, "the process nginx.service nginx"),
+    ],
+)
+def test_an_account_with_another_task_is_refused(change: dict[str, Any], words: str) -> None:
+    finding = judge_account(replace(OWN, **change))["service_user"]
+    assert finding.status is Status.FAIL
+    assert words in finding.found
+
+
+def test_a_group_of_the_system_is_refused() -> None:
+    docker = judge_account(replace(OWN, gid=998), service_group="docker")["service_group"]
+    assert docker.status is Status.FAIL
+    assert "service_group" in docker.remedy

@@ -181,7 +181,7 @@ def test_the_json_of_a_host_becomes_the_same_report() -> None:
     said = json.dumps(week.as_json(troubled()), ensure_ascii=False)
     assert "\n" not in said
     assert parse_report(["local-llm: warning: the store was damaged", said]) == troubled()
-    assert HostReport().process([said]) == troubled()
+    assert HostReport().parse([said]) == troubled()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_is_no_report_is_a_reason(said: list[str], reason: str) -> None:
     with pytest.raises(ReportError) as problem:
         parse_report(said)
     assert str(problem.value) == reason
-    assert isinstance(HostReport().process(said), ReportError)
+    assert isinstance(HostReport().parse(said), ReportError)
 
 
 def test_a_later_format_may_hold_more() -> None:

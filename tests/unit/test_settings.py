@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings import CATALOGUE, Settings, allowed_values, page, parse
+from tasks import paths
 
 CUSTOM = {
     "model": "custom",
@@ -149,3 +150,16 @@ def test_a_name_that_the_host_has_or_had_is_none_of_the_clouds(field: str, own: 
         assert parse({**served, **cloud, field: ["large", own]})[1] == [
             f"{field} contains {own!r}: that name is a model of the host's own"
         ]
+
+
+@pytest.mark.parametrize("name", ["service_user", "service_group"])
+def test_an_account_of_the_systems_or_of_another_unit_is_refused(name: str) -> None:
+    for account in ("root", paths.GATEWAY_USER, paths.BUILD_USER):
+        settings, found = parse({name: account})
+        assert settings is None
+        assert found == [f"{name} = {account!r}: allowed: an account that has no other task, such as 'local-llm'"]
+
+
+def test_openclaw_has_a_user_of_its_own() -> None:
+    for account in ("local-llm", paths.GATEWAY_USER, paths.BUILD_USER):
+        assert parse({"openclaw_user": account})[0] is None
