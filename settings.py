@@ -101,7 +101,7 @@ class Settings(BaseModel):
     llama_cpp_repository: str = setting(
         "https://github.com/ggml-org/llama.cpp",
         "Where llama.cpp's source is fetched from, by commit.",
-        allowed="the https:// address of a git repository",
+        allowed="the https:// address of a git repository, without user or password",
         pattern=r"^(https?|git)://[^\s'\"]+$",
     )
     llama_cpp_commit: str = setting(
@@ -141,7 +141,7 @@ class Settings(BaseModel):
     model_url: str | None = setting(
         None,
         f"With `{CUSTOM}`: the address of a GGUF file.",
-        allowed="an https:// address",
+        allowed="an https:// address, without user or password",
         pattern=r"^https?://[^\s'\"]+$",
     )
     model_sha256: str | None = setting(
@@ -651,11 +651,13 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
         for name, value in custom.items():
             if value is not None:
                 yield f'{name} = {value!r}: only with model = "{CUSTOM}"'
-    if not settings.allow_insecure_downloads:
-        for name in ("llama_cpp_repository", "model_url"):
-            url = getattr(settings, name)
-            if url is not None and not url.startswith("https://"):
-                yield f"{name} = {url!r}: allowed: https:// addresses (or allow_insecure_downloads = True)"
+    for name in ("llama_cpp_repository", "model_url"):
+        url = getattr(settings, name) or ""
+        if re.match(r"[a-z]+://[^/?#]*@", url):
+            # Not shown: it may be a password.
+            yield f"{name}: allowed: an address without user and password, which every user of the host could read"
+        elif url and not settings.allow_insecure_downloads and not url.startswith("https://"):
+            yield f"{name} = {url!r}: allowed: https:// addresses (or allow_insecure_downloads = True)"
     if settings.cloud_url is not None and not settings.cloud_models:
         yield "cloud_models is missing: cloud_url needs at least one of the provider's models"
     if settings.cloud_url is not None and not _has_usable_port(settings.cloud_url):

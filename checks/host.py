@@ -93,7 +93,7 @@ class Host:
         return self.path(path).read_text(encoding="utf-8", errors="replace")
 
     def replace(self, path: str, text: str, mode: int) -> None:
-        """Put a file in the place of another, whole, synced: a reader sees the old one or the new one."""
+        """Put a file in the place of another, synced: a reader sees the old one or the new one, never a part."""
         target = self.path(path)
         new = target.with_name(f".{target.name}.new")
         new.unlink(missing_ok=True)
@@ -104,6 +104,11 @@ class Host:
             file.flush()
             os.fsync(descriptor)
         new.replace(target)
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def link(self, path: str) -> str:
         return str(self.path(path).readlink())

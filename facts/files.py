@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
+from operations.shell import word
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FileState:
 def _each(paths: Sequence[str], read: str) -> str:
     """A line for each file that exists and is no link: mode, owner, group, what `read` prints of it, path."""
     return (
-        f"for f in {' '.join(map(shlex.quote, paths))}; do "
+        f"for f in {' '.join(map(word, paths))}; do "
         'if [ -f "$f" ] && [ ! -L "$f" ]; then '
         f'echo "$(stat -c "%a %U %G" "$f") $({read}) $f"; fi; done'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from facts.base import HostFact, framed
+from operations.shell import word
 
 CONFIGURATION_VARIABLE = "LOCAL_LLM_CONFIGURATION"
 
@@ -20,7 +21,7 @@ print(admin.makefile().read().strip())
 
 def ask_command(socket: str) -> str:
     """A shell command that prints `LOCAL_LLM_CONFIGURATION=STAMP` of the worker behind the admin socket."""
-    return f"python3 -c {shlex.quote(_ASK.strip())} {shlex.quote(socket)} 2>/dev/null"
+    return f"python3 -c {shlex.quote(_ASK.strip())} {word(socket)} 2>/dev/null"
 
 
 class RunningConfiguration(HostFact[str | None]):

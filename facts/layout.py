@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from operations.shell import word
 
 
 class Directories(HostFact[dict[str, str]]):
@@ -15,7 +15,7 @@ class Directories(HostFact[dict[str, str]]):
 
     def command(self, paths: Sequence[str]) -> str:
         return framed(
-            f"for d in {' '.join(map(shlex.quote, paths))}; do "
+            f"for d in {' '.join(map(word, paths))}; do "
             'if [ -d "$d" ] && [ ! -L "$d" ]; then echo "$(stat -c "%04a %U %G" "$d") $d"; fi; done'
         )
 
@@ -33,8 +33,8 @@ class Accounts(HostFact[set[str]]):
 
     def command(self, users: Sequence[str], groups: Sequence[str]) -> str:
         return framed(
-            f'for u in {" ".join(map(shlex.quote, users))}; do getent passwd "$u" >/dev/null && echo "u:$u"; done; '
-            f'for g in {" ".join(map(shlex.quote, groups))}; do getent group "$g" >/dev/null && echo "g:$g"; done; true'
+            f'for u in {" ".join(map(word, users))}; do getent passwd "$u" >/dev/null && echo "u:$u"; done; '
+            f'for g in {" ".join(map(word, groups))}; do getent group "$g" >/dev/null && echo "g:$g"; done; true'
         )
 
     def parse(self, output: list[str]) -> set[str]:
@@ -60,11 +60,11 @@ class Account(HostFact[AccountState]):
     """What a user is and does besides its unit, and which group it is to have."""
 
     def command(self, account: str, group: str, unit: str) -> str:
-        user = shlex.quote(account)
+        user = word(account)
         return framed(
             f"echo @user; getent passwd {user} | cut -d: -f3,7; echo @groups; id -Gn {user} 2>/dev/null; "
-            f"echo @processes; ps -o unit:80=,comm= -U {user} 2>/dev/null | awk -v own={shlex.quote(unit)} '$1!=own'; "
-            f"echo @group; getent group {shlex.quote(group)} | cut -d: -f3; true"
+            f"echo @processes; ps -o unit:80=,comm= -U {user} 2>/dev/null | awk -v own={word(unit)} '$1!=own'; "
+            f"echo @group; getent group {word(group)} | cut -d: -f3; true"
         )
 
     def parse(self, output: list[str]) -> AccountState:

@@ -6,6 +6,10 @@ import json
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
+from facts.machine import parse_sections
+from operations.shell import word
+
+_CHARACTERS = "A-Za-z0-9._@+-"
 
 
 @dataclass(frozen=True)
@@ -17,17 +21,39 @@ class ModelFile:
     sha256: str | None
 
 
-class ModelFiles(HostFact[tuple[ModelFile, ...]]):
-    """The GGUF files of a directory, newest first, and unfinished downloads (`*.part`) in `incoming`."""
+@dataclass(frozen=True)
+class Models:
+    """The GGUF files of a directory, newest first, and what deploys that were cut left beside them.
+
+    `has_downloads` tells whether something lies in `incoming`, where names are another user's.
+    """
+
+    files: tuple[ModelFile, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    has_downloads: bool = False
+
+
+class ModelFiles(HostFact[Models]):
+    """The models in a directory. Files whose names hold other characters than ours are somebody's own."""
 
     def command(self, directory: str) -> str:
         return framed(
-            f"for f in $(ls -1t {directory}/*.gguf {directory}/incoming/*.part 2>/dev/null); do "
-            'echo "$(stat -c "%s %.9Y" "$f") ${f##*/} $(cat "$f.stamp" 2>/dev/null)"; done; true'
+            f"cd {word(directory)} 2>/dev/null || exit 0; "
+            f'plain() {{ case $1 in *[!{_CHARACTERS}]*) false ;; *) [ -f "$1" ] && [ ! -L "$1" ] ;; esac; }}; '
+            'echo @files; for f in *.gguf; do if plain "$f"; then '
+            'echo "$(stat -c "%s %.9Y" "./$f") $f $(cat "./$f.stamp" 2>/dev/null)"; fi; done; '
+            'echo @leftovers; for f in .*.taken *.stamp.new; do if plain "$f"; then echo "$f"; fi; done; '
+            "echo @downloads; find incoming -mindepth 1 -printf 'yes\\n' -quit 2>/dev/null; true"
         )
 
-    def parse(self, output: list[str]) -> tuple[ModelFile, ...]:
-        return tuple(parse_model_file(line) for line in output)
+    def parse(self, output: list[str]) -> Models:
+        sections = parse_sections(output)
+        newest_first = sorted(sections.get("files", []), key=lambda line: line.split(" ")[1], reverse=True)
+        return Models(
+            files=tuple(map(parse_model_file, newest_first)),
+            leftovers=tuple(sections.get("leftovers", [])),
+            has_downloads=bool(sections.get("downloads")),
+        )
 
 
 def parse_model_file(line: str) -> ModelFile:

@@ -15,6 +15,7 @@ from typing import Any
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from operations.shell import word
 
 SHELL_SECONDS = 20
 """A login shell runs the user's own start files, which may hang."""
@@ -22,8 +23,8 @@ SHELL_SECONDS = 20
 
 def run_as(user: str, environment: Mapping[str, str], command: str) -> str:
     """A shell command of root's that runs another one as a user, in its home, with this environment and no other."""
-    variables = " ".join(shlex.quote(f"{name}={value}") for name, value in environment.items())
-    return f"runuser -u {shlex.quote(user)} -- env -i -C {shlex.quote(environment['HOME'])} {variables} {command}"
+    variables = " ".join(word(f"{name}={value}") for name, value in environment.items())
+    return f"runuser -u {word(user)} -- env -i -C {word(environment['HOME'])} {variables} {command}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Installation(HostFact[InstallationState]):
     """
 
     def command(self, user: str, command: str = "", node: str = "") -> str:
-        return framed(shlex.join(["/bin/sh", "-c", _INSTALLATION.strip(), "sh", user, command, node]))
+        return framed(
+            " ".join(["/bin/sh -c", shlex.quote(_INSTALLATION.strip()), "sh", word(user), word(command), word(node)])
+        )
 
     def parse(self, output: list[str]) -> InstallationState:
         return parse_installation(output)
@@ -152,7 +155,8 @@ class Wiring(HostFact[dict[str, Any]]):
     """
 
     def command(self, user: str, file: str, keys: Sequence[Sequence[str]], environment: Mapping[str, str]) -> str:
-        script = shlex.join(["python3", "-c", _WIRING.strip(), file, json.dumps([list(key) for key in keys])])
+        wanted = json.dumps([list(key) for key in keys])
+        script = f"python3 -c {shlex.quote(_WIRING.strip())} {word(file)} {word(wanted)}"
         return framed(f"command -v python3 >/dev/null || exit 0; {run_as(user, environment, script)}")
 
     def parse(self, output: list[str]) -> dict[str, Any]:

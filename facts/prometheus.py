@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from operations.shell import word
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Prometheus(HostFact[PrometheusState]):
 
     def command(self, distribution: Sequence[str], own: Sequence[str]) -> str:
         return framed(
-            f"echo @distribution; for u in {' '.join(distribution)}; do "
+            f"echo @distribution; for u in {' '.join(map(word, distribution))}; do "
             'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; '
-            f"echo @own; systemctl show {' '.join(own)} -p MainPID --value; true"
+            f"echo @own; systemctl show {' '.join(map(word, own))} -p MainPID --value; true"
         )
 
     def parse(self, output: list[str]) -> PrometheusState:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from operations.shell import word
 
 
 @dataclass(frozen=True)
 class SwapState:
-    """A swap file as it is. `size_bytes` is 0 where there is none; `file_system` is that of the nearest directory."""
+    """A swap file as it is. `size_bytes` is 0 where there is none; `file_system` is that of the nearest directory.
+
+    `unfinished` tells that a deploy was cut while it made one, or changed /etc/fstab.
+    """
 
     size_bytes: int = 0
     access: str = ""
     in_use: bool = False
     fstab: tuple[str, ...] = ()
     file_system: str = "unknown"
+    unfinished: bool = False
 
 
 class SwapFile(HostFact[SwapState]):
@@ -27,12 +31,14 @@ class SwapFile(HostFact[SwapState]):
     """
 
     def command(self, path: str) -> str:
-        quoted = shlex.quote(path)
+        quoted = word(path)
         return framed(
             f"file={quoted}; "
             'echo @file; [ ! -f "$file" ] || stat -c "%s %a %U %G" "$file"; '
-            'echo @swaps; [ ! -f "$file" ] || awk -v file="$file" \'$1 == file {print $1}\' /proc/swaps; '
-            "echo @fstab; [ ! -f /etc/fstab ] || awk -v file=\"$file\" '$1 == file' /etc/fstab; "
+            # By the environment: awk would read backslashes in a variable of its own.
+            'export file; echo @swaps; [ ! -f "$file" ] || awk \'$1 == ENVIRON["file"] {print $1}\' /proc/swaps; '
+            "echo @fstab; [ ! -f /etc/fstab ] || awk '$1 == ENVIRON[\"file\"]' /etc/fstab; "
+            'echo @unfinished; for new in "$file.new" /etc/.fstab.new; do [ ! -e "$new" ] || echo yes; done; '
             'echo @system; while [ ! -d "$file" ]; do file=$(dirname "$file"); done; '
             'df --output=fstype "$file" | tail -n 1'
         )
@@ -46,4 +52,5 @@ class SwapFile(HostFact[SwapState]):
             in_use=bool(sections.get("swaps")),
             fstab=tuple(sections.get("fstab", [])),
             file_system=next(iter(sections.get("system", [])), "unknown").strip(),
+            unfinished=bool(sections.get("unfinished")),
         )

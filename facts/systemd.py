@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
+from operations.shell import word
 
 STAMP_VARIABLE = "LOCAL_LLM_STAMP"
 
 
 @dataclass(frozen=True)
 class UnitState:
-    """A unit's state. `stamp` is what the running process was started with, None where it does not run."""
+    """A unit's state. `stamp` is what the running process was started with, None where it does not run.
+
+    Nor is there one where the process's program is no longer on the disk, or another one in its place.
+    """
 
     active: bool = False
     enabled: bool = False
@@ -25,15 +28,12 @@ _SHOWN = "-p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID"
 
 
 class Unit(HostFact[UnitState]):
-    """State of a service, and the configuration stamp in its main process's environment.
-
-    A process whose program is no longer on the disk, or another one is there, has no stamp: it is to be restarted.
-    """
+    """State of a service, and the configuration stamp in its main process's environment."""
 
     def command(self, unit: str) -> str:
         return framed(
-            f"systemctl show {unit} {_SHOWN}; "
-            f"pid=$(systemctl show {unit} -p MainPID --value); "
+            f"systemctl show {word(unit)} {_SHOWN}; "
+            f"pid=$(systemctl show {word(unit)} -p MainPID --value); "
             '[ "${pid:-0}" -gt 0 ] || exit 0; echo "Program=$(readlink "/proc/$pid/exe")"; '
             f'tr "\\0" "\\n" < "/proc/$pid/environ" | grep "^{STAMP_VARIABLE}="; true'
         )
@@ -47,8 +47,8 @@ class SocketUnit(HostFact[UnitState]):
 
     def command(self, unit: str, stamp_file: str) -> str:
         return framed(
-            f"systemctl show {unit} {_SHOWN}; "
-            f'[ ! -e {shlex.quote(stamp_file)} ] || echo "{STAMP_VARIABLE}=$(cat {shlex.quote(stamp_file)})"'
+            f"systemctl show {word(unit)} {_SHOWN}; "
+            f'[ ! -e {word(stamp_file)} ] || echo "{STAMP_VARIABLE}=$(cat {word(stamp_file)})"'
         )
 
     def parse(self, output: list[str]) -> UnitState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Generator
 
 from pyinfra import host
@@ -11,6 +10,7 @@ from pyinfra.api import StringCommand, operation
 from facts.base import read
 from facts.haproxy import CONFIGURATION_VARIABLE, RunningConfiguration, ask_command
 from operations.remote import script
+from operations.shell import word
 
 RELOAD_SECONDS = 20
 
@@ -29,15 +29,16 @@ def reloaded(unit: str, socket: str, stamp: str) -> Generator[StringCommand, Non
     if read(RunningConfiguration, socket=socket) == stamp:
         host.noop(f"{unit} works with configuration {stamp}")
         return
-    wanted = shlex.quote(f"{CONFIGURATION_VARIABLE}={stamp}")
+    wanted, name = word(f"{CONFIGURATION_VARIABLE}={stamp}"), word(unit)
+    late = f"{unit} did not take the new configuration within {RELOAD_SECONDS} s; the old one still serves"
     yield StringCommand(
         script(f"""
-systemctl reload {unit}
+systemctl reload {name}
 end=$(($(date +%s) + {RELOAD_SECONDS}))
 until [ "$({ask_command(socket)})" = {wanted} ]; do
     [ "$(date +%s)" -lt "$end" ] || {{
-        echo "{unit} did not take the new configuration within {RELOAD_SECONDS} s; the old one still serves" >&2
-        journalctl -u {unit} -n 20 --no-pager -o cat >&2
+        echo {word(late)} >&2
+        journalctl -u {name} -n 20 --no-pager -o cat >&2
         exit 1
     }}
     sleep 0.2

@@ -18,6 +18,7 @@ from paramiko import SSHException
 from pyinfra.api import Host, State
 
 from operations.remote import fail, run, script
+from operations.shell import Shell, word
 
 LOG_DIRECTORY = "/var/log/local-llm"
 POLL_SECONDS = 2.0
@@ -51,17 +52,22 @@ class Job:
 
     `identity` tells whether a unit that is already running does this very work. `progress` is a shell command that
     prints where the work stands, and `describe` turns that into words ("45 %, 97 of 214 files"), or None where it
-    says nothing yet.
+    says nothing yet. `prepare` is what root does before it starts, `discard` what root does after it failed.
+
+    Its HOME is its own empty /tmp: what an earlier job left for a program to read at its start is never read.
     """
 
     unit: str
     title: str
     identity: str
-    script: str
+    script: Shell
     user: str
-    progress: str
+    progress: Shell
     describe: Callable[[str], str | None]
     properties: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Shell = ":"
+    discard: Shell = ":"
 
     @property
     def log(self) -> str:
@@ -74,6 +80,10 @@ class Job:
             "RemainAfterExit": "yes",  # so that its end can still be read
             "StandardOutput": f"truncate:{self.log}",
             "StandardError": "inherit",
+            "Environment": " ".join(
+                f"'{name}={value}'"
+                for name, value in {"HOME": "/tmp", **self.environment}.items()  # noqa: S108
+            ),
             **SANDBOX,
             **IDLE_PRIORITY,
             **self.properties,
@@ -117,9 +127,9 @@ def _start(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
     started, output = run(
         host,
         script(
-            f"systemctl stop {job.unit}.service 2>/dev/null || true\n"
-            f"systemctl reset-failed {job.unit}.service 2>/dev/null || true\n"
-            f"mkdir -p {LOG_DIRECTORY}\n" + job.start_command()
+            f"systemctl stop {word(job.unit)}.service 2>/dev/null || true\n"
+            f"systemctl reset-failed {word(job.unit)}.service 2>/dev/null || true\n"
+            f"mkdir -p {LOG_DIRECTORY}\n{job.prepare.strip()}\n{job.start_command()}"
         ),
         arguments,
     )
@@ -132,7 +142,7 @@ def _watch(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
     while True:
         unit = _unit_state(job, host, arguments)
         if unit.get("SubState") == "exited":
-            run(host, f"systemctl stop {job.unit}.service", arguments)
+            run(host, f"systemctl stop {word(job.unit)}.service", arguments)
             host.log_styled(f"{job.title}: done after {_duration(time.monotonic() - began)}", fg="green")
             return True
         if unit.get("ActiveState") not in ("active", "activating"):
@@ -146,8 +156,11 @@ def _watch(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
 
 def _report_failure(job: Job, unit: Mapping[str, str], host: Host, arguments: Mapping[str, Any]) -> bool:
     _, tail = run(
-        host, f"tail -n {LOG_LINES_ON_FAILURE} {job.log}; systemctl reset-failed {job.unit}.service", arguments
+        host,
+        f"tail -n {LOG_LINES_ON_FAILURE} {word(job.log)}; systemctl reset-failed {word(job.unit)}.service",
+        arguments,
     )
+    run(host, script(job.discard), arguments)
     reason = f"{unit.get('Result', 'unknown')}, status {unit.get('ExecMainStatus', '?')}"
     return fail(host, f"{tail}\n{job.title} failed ({reason}). The whole log is on the host: {job.log}")
 
@@ -155,7 +168,8 @@ def _report_failure(job: Job, unit: Mapping[str, str], host: Host, arguments: Ma
 def _unit_state(job: Job, host: Host, arguments: Mapping[str, Any]) -> dict[str, str]:
     _, output = run(
         host,
-        f"systemctl show {job.unit}.service -p ActiveState -p SubState -p Result -p ExecMainStatus -p Description; "
+        f"systemctl show {word(job.unit)}.service "
+        "-p ActiveState -p SubState -p Result -p ExecMainStatus -p Description; "
         f"printf progress=; {job.progress} 2>/dev/null || true",
         arguments,
     )
@@ -164,6 +178,27 @@ def _unit_state(job: Job, host: Host, arguments: Mapping[str, Any]) -> dict[str,
 
 def _runs_this(job: Job, unit: Mapping[str, str]) -> bool:
     return unit.get("ActiveState") in ("active", "activating") and unit.get("Description") == job.identity
+
+
+def end_processes(user: str) -> Shell:
+    """Lines of a script of root's that end all that a user runs: nobody changes any more what is taken from it.
+
+    By /proc/PID/status, which tells the user also of a process that hides the rest of itself.
+    """
+    return f"""
+user=$(id -u {word(user)})
+running() {{
+    cat /proc/[0-9]*/status 2>/dev/null |
+        awk -v user="$user" '$1 == "Pid:" {{pid = $2}} $1 == "State:" {{state = $2}}
+            $1 == "Uid:" && state != "Z" && ($2 == user || $3 == user) {{print pid}}'
+}}
+tries=50
+while pids=$(running) && [ -n "$pids" ]; do
+    [ "$((tries -= 1))" -gt 0 ] || {{ echo "processes of "{word(user)}" do not end:" $pids >&2; exit 1; }}
+    kill -KILL $pids 2>/dev/null || true
+    sleep 0.1
+done
+"""
 
 
 def _duration(seconds: float) -> str:

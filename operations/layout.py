@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from pyinfra.api import StringCommand, operation
 
 from facts.base import read
 from facts.layout import Accounts, Directories
+from operations.shell import word
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def directories(directories: Sequence[Directory]) -> Generator[StringCommand, No
             continue
         changed = True
         yield StringCommand(
-            "install", "-d", "-m", wanted.mode, "-o", wanted.owner, "-g", wanted.group, shlex.quote(wanted.path)
+            *("install", "-d", "-m", word(wanted.mode), "-o", word(wanted.owner), "-g", word(wanted.group)),
+            word(wanted.path),
         )
     if not changed:
         host.noop(f"{len(directories)} directories are as they should be")
@@ -63,13 +64,13 @@ def system_users(users: Sequence[SystemUser]) -> Generator[StringCommand, None, 
         if f"g:{user.group}" not in present | made:
             made.add(f"g:{user.group}")
             # Beside a user that is there already, it is no group of the system's.
-            yield StringCommand("groupadd", *([] if f"u:{user.name}" in present else ["--system"]), user.group)
+            yield StringCommand("groupadd", *([] if f"u:{user.name}" in present else ["--system"]), word(user.group))
         if f"u:{user.name}" not in present | made:
             made.add(f"u:{user.name}")
             yield StringCommand(
                 "useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
-                "--shell", "/usr/sbin/nologin", "--gid", user.group,
-                "--comment", shlex.quote(user.description), user.name,
+                "--shell", "/usr/sbin/nologin", "--gid", word(user.group),
+                "--comment", word(user.description), word(user.name),
             )  # fmt: skip
     if not made:
         host.noop("all accounts exist")

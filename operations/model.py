@@ -12,8 +12,9 @@ from pyinfra.api.command import PyinfraCommand
 
 from facts.base import read
 from facts.model import ModelFiles
-from operations.jobs import Job, follow
+from operations.jobs import Job, end_processes, follow
 from operations.remote import call, connector_arguments, run, script
+from operations.shell import Shell, moved_into_place, word
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ def downloaded(path: str, download: Download, user: str) -> Generator[PyinfraCom
     """Ensure a GGUF file with this checksum at `path`. Until it is proven, nothing of that name exists.
 
     An unprivileged user downloads to `incoming/SHA256.part` beside the destination, resuming what an earlier
-    attempt left. Root then takes the file over, checks magic, size and SHA-256, and renames it. A wrong file is
-    removed and never takes the name. A stamp beside the file (checksum, size, modification time) lets later runs
-    trust it without reading it.
+    attempt left. Root then takes the file into its own directory, where nobody else can change it, checks magic, size
+    and SHA-256, and renames it. A wrong file is removed and never takes the name. A stamp beside the file (checksum,
+    size, modification time) lets later runs trust it without reading it.
 
     + path: the destination, in a directory with a subdirectory `incoming` that the user may write to
     + download: address, proof and patience
     + user: who downloads
     """
     directory, name = path.rsplit("/", 1)
-    there = next((file for file in read(ModelFiles, directory=directory) if file.name == name), None)
+    there = next((file for file in read(ModelFiles, directory=directory).files if file.name == name), None)
     if there and there.sha256 == download.sha256:
         host.noop(f"{name} is there, {there.size_bytes} bytes, sha256 {there.sha256[:16]}…")
         return
@@ -58,16 +59,24 @@ def downloaded(path: str, download: Download, user: str) -> Generator[PyinfraCom
         yield call(prove)
         if all(proven):
             return
-    part = f"{directory}/incoming/{download.sha256}.part"
+    part, taken = f"{directory}/incoming/{download.sha256}.part", f"{directory}/.{download.sha256}.taken"
     yield call(follow(download_job(download, part, user), arguments))
     yield StringCommand(
         script(f"""
-trap 'rm -f {part}' EXIT
-[ -f {part} ] && [ ! -L {part} ]
-chown root:root {part}
-chmod 0644 {part}
-{_prove(download, part)}
-mv -fT {part} {path}
+export LC_ALL=C
+{end_processes(user)}
+trap {shlex.quote(f"rm -rf {word(taken)}")} EXIT
+rm -rf {word(taken)}
+mv -T {word(part)} {word(taken)}
+found=$(stat -c '%F, links: %h' {word(taken)})
+[ "$found" = 'regular file, links: 1' ] || {{
+    echo "what was downloaded is not a plain file ($found). It never became the model." >&2
+    exit 1
+}}
+chown root:root {word(taken)}
+chmod 0644 {word(taken)}
+{_prove(download, taken)}
+{moved_into_place(taken, path)}
 {_write_stamp(download, path)}
 """)
     )
@@ -85,7 +94,7 @@ def download_job(download: Download, part: str, user: str) -> Job:
         identity=f"Download {download.sha256}",
         user=user,
         script=f"""
-part={shlex.quote(part)}
+part={word(part)}
 size() {{ stat -c %s "$part" 2>/dev/null || echo 0; }}
 free=$(($(df -Pk "$(dirname "$part")" | awk 'NR==2 {{print $4}}') * 1024))
 missing=$(({download.size_bytes} - $(size)))
@@ -94,9 +103,10 @@ attempt=1
 while [ "$(size)" -ne {download.size_bytes} ]; do
     [ "$(size)" -lt {download.size_bytes} ] || rm -f "$part"
     status=0
-    curl --fail --silent --show-error --location --max-redirs 5 --proto {protocols} --proto-redir {protocols} \\
-        --connect-timeout 20 --speed-limit 1024 --speed-time {download.stall_seconds} \\
-        --max-filesize {download.size_bytes} --continue-at - --output "$part" {shlex.quote(download.url)} || status=$?
+    curl --disable --fail --silent --show-error --location --max-redirs 5 \\
+        --proto {protocols} --proto-redir {protocols} --connect-timeout 20 \\
+        --speed-limit 1024 --speed-time {download.stall_seconds} \\
+        --max-filesize {download.size_bytes} --continue-at - --output "$part" {word(download.url)} || status=$?
     [ "$(size)" -ne {download.size_bytes} ] || break
     case $status in
         0) echo "the server's file ended after $(size) of {download.size_bytes} bytes" >&2 ;;
@@ -110,7 +120,7 @@ while [ "$(size)" -ne {download.size_bytes} ]; do
     attempt=$((attempt + 1))
 done
 """,
-        progress=f"stat -c %s {shlex.quote(part)}",
+        progress=f"stat -c %s {word(part)}",
         describe=lambda size: describe_bytes(size, download.size_bytes),
         properties={"ReadWritePaths": part.rsplit("/", 1)[0]},
     )
@@ -124,21 +134,22 @@ def describe_bytes(size: str, total: int) -> str | None:
     return f"{100 * done // total} %, {done // 10**6} of {total // 10**6} MB"
 
 
-def _prove(download: Download, file: str) -> str:
+def _prove(download: Download, file: str) -> Shell:
     return f"""
-reject() {{ echo "$1. It never became the model." >&2; exit 1; }}
-[ "$(head -c 4 {file})" = GGUF ] || reject "{download.url} gave a file that is no GGUF model"
-[ "$(stat -c %s {file})" = {download.size_bytes} ] || reject "size: expected {download.size_bytes} bytes"
-found=$(nice -n 19 sha256sum {file} | cut -d ' ' -f 1)
-[ "$found" = {download.sha256} ] || reject "checksum: expected {download.sha256}, found $found"
+reject() {{ printf '%s. It never became the model.\n' "$1" >&2; exit 1; }}
+[ "$(head -c 4 {word(file)})" = GGUF ] || reject {word(f"{download.url} gave a file that is no GGUF model")}
+[ "$(stat -c %s {word(file)})" = {download.size_bytes} ] || reject "size: expected {download.size_bytes} bytes"
+found=$(nice -n 19 sha256sum <{word(file)} | cut -d ' ' -f 1)
+[ "$found" = {word(download.sha256)} ] || reject "checksum: expected "{word(download.sha256)}", found $found"
 """
 
 
-def _write_stamp(download: Download, file: str) -> str:
+def _write_stamp(download: Download, file: str) -> Shell:
+    new = f"{file}.stamp.new"
     return f"""
-printf '{{"sha256": "%s", "size_bytes": %s, "mtime_ns": %s}}\n' {download.sha256} {download.size_bytes} \
-    "$(stat -c %.9Y {file} | tr -d .)" > {file}.stamp.new
-mv -fT {file}.stamp.new {file}.stamp
+printf '{{"sha256": "%s", "size_bytes": %s, "mtime_ns": %s}}\n' {word(download.sha256)} {download.size_bytes} \
+    "$(stat -c %.9Y {word(file)} | tr -d .)" >{word(new)}
+{moved_into_place(new, f"{file}.stamp")}
 """
 
 
@@ -150,10 +161,13 @@ def pruned(directory: str, current: str, keep: int) -> Generator[StringCommand, 
     + current: the file's name that is never removed
     + keep: how many others stay, the newest of them
     """
-    files = [file.name for file in read(ModelFiles, directory=directory)]
-    parts = [f"incoming/{name}" for name in files if name.endswith(".part")]
-    surplus = [name for name in files if name.endswith(".gguf") and name != current][keep:]
-    if not parts + surplus:
+    there = read(ModelFiles, directory=directory)
+    others = [file.name for file in there.files if file.name != current]
+    surplus = [f"{directory}/{name}" for name in [*there.leftovers, *others[keep:]]]
+    if not surplus and not there.has_downloads:
         host.noop(f"nothing but {current} and up to {keep} others")
-    for name in parts + surplus:
-        yield StringCommand("rm", "-f", f"{directory}/{name}", f"{directory}/{name}.stamp")
+    for path in surplus:
+        yield StringCommand("rm", "-f", word(path), word(f"{path}.stamp"))
+    if there.has_downloads:
+        # The names in there are another user's: none of them comes into a command.
+        yield StringCommand("find", word(f"{directory}/incoming"), "-mindepth", "1", "-delete")

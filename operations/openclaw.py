@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,6 +15,7 @@ from facts.base import read
 from facts.files import FileDigests
 from facts.openclaw import Installation, InstallationState, Wiring, run_as
 from operations.remote import call, fail
+from operations.shell import word
 
 FILE = "openclaw.json"
 SAVED_SUFFIX = ".local-llm-saved"
@@ -71,14 +71,14 @@ def wired(where: Where, wanted: Wanted, script: str) -> Generator[PyinfraCommand
         environment=environment(where, installation),
     )
     missing = list(differences(wanted, found))
-    if read(FileDigests, paths=(f"{file}{SAVED_SUFFIX}",)):
+    if read(FileDigests, paths=(f"{file}{SAVED_SUFFIX}", f"{file}{SAVED_SUFFIX}.new")):
         missing.append("the end of a wiring that was interrupted")
     if not missing:
         host.noop(f"the OpenClaw of {where.user} is wired")
         return
     host.log(f"OpenClaw lacks: {', '.join(missing)}")
-    stale = [shlex.quote(name) for name in stale_fallbacks(wanted, found)]
-    yield StringCommand(run_as(where.user, environment(where, installation), " ".join(["sh", script, *stale])))
+    arguments = " ".join(map(word, [script, *stale_fallbacks(wanted, found)]))
+    yield StringCommand(run_as(where.user, environment(where, installation), f"sh {arguments}"))
 
 
 def problems(where: Where, installation: InstallationState) -> Iterator[str]:

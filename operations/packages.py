@@ -13,6 +13,7 @@ from facts.base import read
 from facts.files import FileContents
 from facts.packages import InstalledPackages
 from operations.remote import script
+from operations.shell import moved_into_place
 
 
 @operation()
@@ -94,7 +95,7 @@ mkdir -p {shlex.quote(str(PurePosixPath(record).parent))}
     cat {record} 2>/dev/null || true
     apt-get -s install --no-install-recommends {names} | awk '$1 == "Inst" && $3 !~ /^\\[/ {{print $2}}'
 }} | sort -u > {record}.new
-mv -fT {record}.new {record}
+{moved_into_place(f"{record}.new", record)}
 """
 
 

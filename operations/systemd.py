@@ -18,6 +18,7 @@ from facts.base import read
 from facts.files import FileDigests
 from facts.systemd import STAMP_VARIABLE, SocketUnit, Unit, UnitState
 from operations.remote import script
+from operations.shell import Shell, word
 
 
 def stamp(*parts: str) -> str:
@@ -26,10 +27,11 @@ def stamp(*parts: str) -> str:
 
 
 @operation()
-def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Generator[StringCommand, None, None]:
+def service(unit: str, stamp: str, ready: Shell, ready_timeout_seconds: int) -> Generator[StringCommand, None, None]:
     """Ensure that a service is enabled and that its process runs with the configuration of this stamp.
 
-    Restarts it at most once, and only where the stamp differs or it does not run; then waits until it is ready.
+    Restarts it at most once, and only where the stamp differs, its program was replaced or it does not run; then waits
+    until it is ready.
 
     + unit: the service, with its suffix
     + stamp: what the process is to carry in LOCAL_LLM_STAMP
@@ -43,7 +45,9 @@ def service(unit: str, stamp: str, ready: str, ready_timeout_seconds: int) -> Ge
             host.noop(f"{unit} runs with {STAMP_VARIABLE}={stamp}")
         return
     yield StringCommand(
-        script(f"systemctl reset-failed {unit} 2>/dev/null || true\nsystemctl restart {unit} || {_why(unit)}")
+        script(
+            f"systemctl reset-failed {word(unit)} 2>/dev/null || true\nsystemctl restart {word(unit)} || {_why(unit)}"
+        )
     )
     yield StringCommand(script(_wait(unit, ready, ready_timeout_seconds)))
 
@@ -92,8 +96,8 @@ def sockets(
         if now.enabled and not now.needs_reload:
             host.noop(f"{unit} holds its sockets")
         return
-    hold = " ".join(["python3", "-c", shlex.quote(_HOLD.strip()), unit, *map(shlex.quote, addresses)])
-    yield StringCommand(script(f"systemctl stop --quiet {service} 2>/dev/null || true\n{hold} || {_why(unit)}"))
+    hold = " ".join(["python3", "-c", shlex.quote(_HOLD.strip()), word(unit), *map(word, addresses)])
+    yield StringCommand(script(f"systemctl stop --quiet {word(service)} 2>/dev/null || true\n{hold} || {_why(unit)}"))
 
 
 @operation()
@@ -123,16 +127,16 @@ def removed(units: Sequence[str]) -> Generator[StringCommand, None, None]:
         if path in present:
             yield StringCommand(script(_end(unit)))
     # The files go last: one that is there says that all this is still to be done.
-    yield StringCommand("rm", "-f", *present)
+    yield StringCommand("rm", "-f", *map(word, present))
     yield StringCommand("systemctl", "daemon-reload")
 
 
 def _end(unit: str) -> str:
     # A unit that failed has to be forgotten, or its state cannot be deleted.
     return f"""
-systemctl disable --now --quiet {unit}
-systemctl reset-failed {unit} 2>/dev/null || true
-[ -z "$(systemctl show {unit} -p StateDirectory --value)" ] || systemctl clean --what=state {unit}
+systemctl disable --now --quiet {word(unit)}
+systemctl reset-failed {word(unit)} 2>/dev/null || true
+[ -z "$(systemctl show {word(unit)} -p StateDirectory --value)" ] || systemctl clean --what=state {word(unit)}
 """
 
 
@@ -141,19 +145,22 @@ def _known_to_systemd(unit: str, now: UnitState) -> Generator[StringCommand, Non
     if now.needs_reload or not now.active:
         yield StringCommand("systemctl", "daemon-reload")
     if not now.enabled:
-        yield StringCommand("systemctl", "enable", "--quiet", unit)
+        yield StringCommand("systemctl", "enable", "--quiet", word(unit))
 
 
-def _wait(unit: str, ready: str, seconds: int) -> str:
+def _wait(unit: str, ready: Shell, seconds: int) -> Shell:
     return f"""
 end=$(($(date +%s) + {seconds}))
 until {ready}; do
-    systemctl is-failed -q {unit} && {_why(unit)}
-    [ "$(date +%s)" -lt "$end" ] || {{ echo "{unit} did not become ready within {seconds} s" >&2; {_why(unit)}; }}
+    systemctl is-failed -q {word(unit)} && {_why(unit)}
+    [ "$(date +%s)" -lt "$end" ] || {{
+        echo {word(f"{unit} did not become ready within {seconds} s")} >&2
+        {_why(unit)}
+    }}
     sleep 0.2
 done
 """
 
 
-def _why(unit: str) -> str:
-    return f"{{ journalctl -u {unit} -n 30 --no-pager -o cat >&2; exit 1; }}"
+def _why(unit: str) -> Shell:
+    return f"{{ journalctl -u {word(unit)} -n 30 --no-pager -o cat >&2; exit 1; }}"

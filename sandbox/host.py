@@ -305,6 +305,6 @@ class SandboxHost:
         return f"Failed units: {last_lines(failed)}. Look inside with `docker exec -it {self.name} bash`."
 
     def _ccache_volume(self) -> str:
-        name = f"local-llm-sandbox-ccache-{self.image}"
+        name = f"local-llm-sandbox-compiled-{self.image}"
         run(["docker", "volume", "create", "--label", f"{LABEL}=ccache", name])
         return name

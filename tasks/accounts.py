@@ -33,8 +33,7 @@ def prepare(settings: Settings) -> None:
             Directory(paths.CONFIGURATION),
             Directory(paths.SECRETS, "0700"),
             Directory(paths.STATE, "0750"),
-            Directory(paths.SCRATCH, "0750", build, build),
-            Directory(f"{paths.SCRATCH}/ccache", "0750", build, build),
+            Directory(paths.SCRATCH),
             Directory(LOG_DIRECTORY),
         ],
     )

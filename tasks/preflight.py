@@ -11,7 +11,7 @@ from pyinfra.api import deploy
 from facts.base import read
 from facts.files import FileDigests
 from facts.layout import Account, AccountState
-from facts.llama_cpp import Releases
+from facts.llama_cpp import Proof, ReleaseContent
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
 from facts.prometheus import Prometheus, PrometheusState
@@ -60,9 +60,10 @@ def inspect(settings: Settings, login: LoginState) -> Target:
         native=settings.build_native,
         cpu=f"{machine.architecture} {' '.join(sorted(machine.cpu_flags))}",
     )
-    release_exists = release.id in read(Releases, root=paths.ROOT).releases
+    content = read(ReleaseContent, directory=f"{paths.ROOT}/releases/{release.id}")
+    release_exists = content.proof(release.id) is not Proof.NONE
     model_exists = any(
-        file.sha256 == settings.selected_model.sha256 for file in read(ModelFiles, directory=paths.MODELS)
+        file.sha256 == settings.selected_model.sha256 for file in read(ModelFiles, directory=paths.MODELS).files
     )
     prometheus = _prometheus(settings)
     swap = read(SwapFile, path=paths.SWAP_FILE)

@@ -232,6 +232,8 @@ def test_a_failed_build_keeps_the_old_one_serving(deployed: Machine, broken_comm
     assert deployed.sh("readlink /opt/local-llm/current") == current
     assert deployed.main_pid() == pid
     assert deployed.answers()
+    assert deployed.sh("ls -A /var/cache/local-llm") == "ccache"  # neither its source nor its objects
+    assert {broken_commit, deployed.source.commit} <= set(deployed.sh("ls /var/cache/local-llm/ccache").split())
     assert deployed.deploy().changed == 0
 
 

@@ -52,6 +52,17 @@ def test_problems_between_settings_are_found_beside_wrong_ones() -> None:
     assert any(line.startswith("memory_goal_mib = 4000: allowed: up to memory_max_mib (3072)") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["llama_cpp_repository", "model_url"])
+@pytest.mark.parametrize("user", ["me:hunter2", "hunter2", ":hunter2", "hunter2%40x:y@z"])
+def test_an_address_with_a_password_is_refused_and_not_shown(name: str, user: str) -> None:
+    for scheme in ("https", "http"):
+        data = CUSTOM | {name: f"{scheme}://{user}@example.net/mine.gguf"}
+        [problem] = problems(**data)
+        assert problem.startswith(f"{name}: allowed: an address without user and password")
+        assert "hunter2" not in problem
+    assert problems(**CUSTOM | {name: "https://example.net/a@b?c=@d"}) == []
+
+
 @pytest.mark.parametrize("missing", ["model_name", "model_url", "model_sha256", "model_size_bytes"])
 def test_a_custom_model_needs_all_of_its_settings(missing: str) -> None:
     data = {name: value for name, value in CUSTOM.items() if name != missing}

@@ -1,5 +1,6 @@
 """The swap file: what is found, and what would be run."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_only_what_is_missing_is_done(now: SwapState, expected: list[str]) -> No
 
 def test_the_old_file_is_given_up_only_when_the_new_one_is_ready() -> None:
     steps = creation(FILE, 128, GOOD)
-    order = [next(n for n, step in enumerate(steps) if step.startswith(word)) for word in ("mkswap", "swapoff", "mv")]
+    order = [next(n for n, step in enumerate(steps) if word in step) for word in ("mkswap", "swapoff", "mv ")]
     assert order == sorted(order)
 
 
@@ -73,3 +74,15 @@ def test_it_goes_without_a_trace() -> None:
     script = "\n".join(removal(FILE, GOOD))
     subprocess.run(["/bin/sh", "-n", "-c", script], check=True)
     assert script.index("swapoff") < script.index("fstab") < script.index(f"rm -f {FILE}")
+
+
+def test_what_a_cut_creation_left_is_found_and_goes(tmp_path: Path) -> None:
+    file = tmp_path / "swap"
+    assert not look(file).unfinished
+    (tmp_path / "swap.new").touch()
+    assert look(file).unfinished
+    for steps in (removal(str(file), look(file)), creation(FILE, 64, dataclasses.replace(GOOD, unfinished=True))):
+        [step] = [step for step in steps if ".new" in step]
+        assert step.startswith("rm -f ")
+    subprocess.run(["/bin/sh", "-euc", "\n".join(removal(str(file), look(file)))], check=True)
+    assert not (tmp_path / "swap.new").exists()
