@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,14 +19,14 @@ RELEASES = "/opt/local-llm/releases"
 CRON_FILE = "/etc/cron.d/local-llm"
 LOGROTATE_FILE = "/etc/logrotate.d/local-llm"
 HEALTH_LOG = "/var/log/llm-health.log"
-HEALTH_LOCK = "/run/lock/local-llm-health.lock"
+HEALTH_LOCK = "/run/local-llm-root/health.lock"
 METRICS_LOG = "/var/log/llm-metrics.log"
-METRICS_LOCK = "/run/lock/local-llm-metrics.lock"
+METRICS_LOCK = "/run/local-llm-root/metrics.lock"
 STATE = "/var/lib/local-llm"
 SWAP_FILE = "/var/swap/local-llm"
 SAMPLES = "/var/lib/local-llm/samples.db"
 TEXTFILE_FALLBACK = "/var/lib/local-llm/metrics"
-DEPLOY_LOCK = "/run/lock/local-llm-deploy.lock"
+DEPLOY_LOCK = "/run/local-llm-root/deploy.lock"
 DRILL_UNIT = "local-llm-drill.service"
 DRILL_RECORD = "/var/lib/local-llm/drill.json"
 DRILL_TAKEN_OUT = "/run/local-llm-drill/taken-out"
@@ -139,6 +140,7 @@ class Config:
     prometheus: tuple[Listening, ...]
     exposure_limit_service: float
     exposure_limit_gateway: float
+    seen_of_run: Mapping[str, tuple[str, ...]]
     firewall: bool
     denied_ports: tuple[int, ...]
     health_interval_minutes: int
@@ -255,6 +257,10 @@ class _Section:
             raise ConfigError(f"“{self._prefix}{key}” is {items!r}, expected a list of text")
         return tuple(items)
 
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """Every key of this object, with its list of text."""
+        return {key: self.texts(key) for key in self._data}
+
     def port_numbers(self, key: str) -> tuple[int, ...]:
         ports = self._value(key, list)
         for port in ports:
@@ -311,6 +317,7 @@ def _config(data: _Section) -> Config:
         ),
         exposure_limit_service=data.number("exposure_limit_service"),
         exposure_limit_gateway=data.number("exposure_limit_gateway"),
+        seen_of_run=data.section("seen_of_run").lists(),
         firewall=data.flag("firewall"),
         denied_ports=data.port_numbers("denied_ports"),
         health_interval_minutes=data.integer("health_interval_minutes"),

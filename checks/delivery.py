@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -187,7 +188,8 @@ def deliver(config: Config, host: Host, channel: str) -> str | None:
                 if isinstance(error, RefusedError) and time.monotonic() < until:
                     continue
                 break
-            to_journal(host, f"an alert of a day ago was given up, the {channel} never took it: {error}", 3)
+            # <3>: an error, by sd-daemon(3). The unit has no way to the journal but its own output.
+            print(f"<3>an alert of a day ago was given up, the {channel} never took it: {error}", file=sys.stderr)
         path.unlink(missing_ok=True)
     return next(iter(refusals.values()), None)
 

@@ -212,8 +212,8 @@ class AlreadyRunningError(Exception):
 def lock(path: str) -> Iterator[None]:
     """Hold the lock file, or raise AlreadyRunningError at once.
 
-    The folder is open to every user, so a file that another user made there must not stop root: root replaces
-    it. A user who may not open root's file goes on without, since an unprivileged run writes nothing that matters.
+    Locks lie in a directory of root's alone: no other user can hold one, or put a link in its place. Others than root
+    go on without one, since an unprivileged run writes nothing that matters.
     """
     descriptor = _open_lock(path)
     if descriptor is None:
@@ -230,28 +230,14 @@ def lock(path: str) -> Iterator[None]:
 
 
 def _open_lock(path: str) -> int | None:
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    for _ in range(3):
-        try:
-            descriptor = os.open(path, flags)
-        except FileNotFoundError:
-            # O_CREAT on an existing file of another user fails even for root where fs.protected_regular is set.
-            try:
-                return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            except FileExistsError:
-                continue
-        except OSError:
-            if os.geteuid() != 0:
-                return None
-            Path(path).unlink()
-            continue
-        if os.fstat(descriptor).st_uid == os.geteuid():
-            return descriptor
-        os.close(descriptor)
-        if os.geteuid() != 0:
-            return None
-        Path(path).unlink()
-    raise OSError(f"{path} cannot be made a lock")
+    try:
+        if os.geteuid() == 0:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        if os.geteuid() == 0:
+            raise
+        return None
 
 
 def is_locked(host: Host) -> bool:

@@ -29,6 +29,7 @@ GROUPS: Mapping[str, Sequence[Check]] = {
     "security": (
         security.listeners,
         security.service_network,
+        security.shared_places,
         security.socket,
         security.firewall,
         security.exposure,

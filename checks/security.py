@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from checks import network, systemd, ufw
+from checks import mounts, network, systemd, ufw
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from checks.host import Host
 
 _WORLD = 0o007
+
+_SHARED = ("/run", "/run/lock", "/dev/shm", "/dev/mqueue", "/tmp", "/var/tmp")  # noqa: S108 - looked at, not written to
+"""Where programs of a machine meet, by sockets and by files."""
 
 
 def listeners(config: Config, host: Host) -> Iterator[Result]:
@@ -66,6 +69,36 @@ def service_network(config: Config, host: Host) -> Iterator[Result]:
         "private: lo",
         remedy,
     )
+
+
+def shared_places(config: Config, host: Host) -> Iterator[Result]:
+    """Each unit has places of its own where programs of a machine meet, and sees of /run what it needs.
+
+    `systemd-analyze security` does not rate this. Through /run, a unit without network could ask others to use theirs.
+    """
+    host.require_root("the mounts of a process")
+    outside = mounts.of_process(host, pid=1)
+    for unit in host.units(*config.seen_of_run):
+        name = f"{unit.name} shares"
+        seen = config.seen_of_run[unit.name]
+        if not unit.pid:
+            remedy = f"{unit.name} has no process to look at. Start it: sudo systemctl start {unit.name}"
+            yield Result(name, Status.FAIL, "not running", "nothing else", remedy)
+            continue
+        inside = mounts.of_process(host, unit.pid)
+        shared = [place for place in _SHARED if mounts.origin(inside, place) == mounts.origin(outside, place)]
+        # systemd gives each unit with a mount namespace a directory there.
+        more = mounts.below(inside, "/run") - {*seen, "/run/systemd/incoming"}
+        if "/run" in shared:
+            more.clear()  # these are the host's own
+        yield judge(
+            name,
+            not shared and not more,
+            " ".join(dict.fromkeys([*shared, *sorted(more)])) or "nothing else",
+            "nothing else",
+            "Code inside may talk to other programs of this machine, and through them leave its sandbox. Look: "
+            f"systemctl cat {unit.name}; put it right: deploy again",
+        )
 
 
 def firewall(config: Config, host: Host) -> Iterator[Result]:

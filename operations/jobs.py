@@ -25,6 +25,14 @@ POLL_SECONDS = 2.0
 REPORT_SECONDS = 15.0
 LOG_LINES_ON_FAILURE = 40
 
+RESOLVER_FILES = (
+    "/run/systemd/resolve/stub-resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/resolvconf/resolv.conf",
+    "/run/NetworkManager/resolv.conf",
+)
+"""Where /etc/resolv.conf may lead to: of their programs' directories these files alone, and no socket."""
+
 SANDBOX: Mapping[str, str] = {
     "NoNewPrivileges": "yes",
     "CapabilityBoundingSet": "",
@@ -38,6 +46,11 @@ SANDBOX: Mapping[str, str] = {
     "RestrictSUIDSGID": "yes",
     "RestrictRealtime": "yes",
     "LockPersonality": "yes",
+    # Nothing that others of this machine listen in or share.
+    "TemporaryFileSystem": "/run:ro /dev/shm:size=1M,mode=1777",
+    "PrivateIPC": "yes",
+    "BindReadOnlyPaths": " ".join(f"-{path}" for path in RESOLVER_FILES),
+    "RestrictAddressFamilies": "AF_INET AF_INET6",
 }
 IDLE_PRIORITY: Mapping[str, str] = {
     "CPUSchedulingPolicy": "idle",

@@ -22,7 +22,10 @@ from pyinfra.context import ctx_host
 
 from operations.remote import call, connector_arguments, fail, run, script
 
-LOCK_FILE = "/run/lock/local-llm-deploy.lock"
+LOCK_FILE = "/run/local-llm-root/deploy.lock"
+"""In a directory of root's alone: no other user can hold it, or put a link in its place."""
+EARLIER_LOCK_FILE = "/run/lock/local-llm-deploy.lock"
+"""Where deploys and health checks of earlier versions look, in a directory of everybody's."""
 WAIT_SECONDS = 5
 """An earlier deploy's process notices its end within a second; this leaves it time."""
 
@@ -55,16 +58,21 @@ def exclusive() -> Generator[PyinfraCommand, None, None]:
 def hold_script(token: str, who: str) -> str:
     """Take the lock, say who holds it, and hold it while somebody reads.
 
-    The directory is everybody's: a file that somebody else put there goes, and nobody else may open, and lock, ours.
+    Where root has made the earlier version's file it is held as well. In a sticky directory nobody else can take root's
+    file away, and what is not one, a link for instance, is left alone.
     """
     return f"""
 umask 077
-[ ! -e {LOCK_FILE} ] || [ "$(stat -c %u {LOCK_FILE})" = 0 ] || rm -f {LOCK_FILE}
+mkdir -p {LOCK_FILE.rsplit("/", 1)[0]}
 exec 9>>{LOCK_FILE}
-chmod 600 {LOCK_FILE}
 flock -w {WAIT_SECONDS} 9
+earlier={EARLIER_LOCK_FILE}
+if [ -f "$earlier" ] && [ ! -L "$earlier" ] && [ "$(stat -c %u "$earlier")" = 0 ]; then
+    exec 8<"$earlier"
+    flock -w {WAIT_SECONDS} 8
+fi
 printf '%s\\n' {shlex.quote(f"{token} {who}")}" since $(date -u +%H:%M:%SZ)" > {LOCK_FILE}
-while echo held; do sleep 1 9>&-; done
+while echo held; do sleep 1 8<&- 9>&-; done
 """
 
 

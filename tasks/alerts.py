@@ -9,7 +9,7 @@ from pyinfra.api import deploy
 from operations import files, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths
+from tasks import paths, units
 from tasks.rendering import rendered
 from tasks.secret_files import SecretError, operators_file
 
@@ -57,7 +57,8 @@ def operators_webhook(settings: Settings) -> str | None:
 
 def unit_files() -> list[ManagedFile]:
     """The units that send alerts; started by the health check, never enabled."""
-    return [rendered(f"/etc/systemd/system/{unit}") for unit in paths.ALERT_UNITS]
+    webhook, command = paths.ALERT_UNITS
+    return [units.hardened(webhook, resolves=True), rendered(f"/etc/systemd/system/{command}")]
 
 
 @deploy("Alerts")

@@ -15,7 +15,7 @@ from facts.systemd import STAMP_VARIABLE
 from operations import files, haproxy, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths, refusals
+from tasks import paths, refusals, units
 from tasks.cloud_api import CLOUD_APIS
 from tasks.cloud_key import KEY_VARIABLE, environment_file, operators_key
 from tasks.preflight import Target
@@ -94,6 +94,8 @@ def socket_unit_file(settings: Settings, stamp: str, *, has_ipv6: bool) -> Manag
         more_addresses=addresses(settings, has_ipv6=has_ipv6)[2:],
         admin_socket=paths.GATEWAY_ADMIN_SOCKET,
         api_socket=paths.GATEWAY_API_SOCKET,
+        gateway_user=paths.GATEWAY_USER,
+        published=paths.PUBLISHED,
         stamp_file=paths.GATEWAY_SOCKETS_STAMP,
         stamp=stamp,
     )
@@ -101,8 +103,9 @@ def socket_unit_file(settings: Settings, stamp: str, *, has_ipv6: bool) -> Manag
 
 def unit_file(settings: Settings, stamp: str) -> ManagedFile:
     """The gateway's unit, with the stamp that its running process is compared by."""
-    return rendered(
-        f"/etc/systemd/system/{paths.GATEWAY_UNIT}",
+    return units.hardened(
+        paths.GATEWAY_UNIT,
+        resolves=settings.cloud_url is not None,
         api_port=settings.api_port,
         socket_unit=paths.GATEWAY_SOCKET_UNIT,
         gateway_user=paths.GATEWAY_USER,

@@ -16,7 +16,7 @@ from facts.systemd import STAMP_VARIABLE
 from operations import files, packages, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths
+from tasks import paths, units
 from tasks.alerts import operators_webhook
 from tasks.planning import ALERTMANAGER_MIB, NODE_EXPORTER_MIB
 from tasks.rendering import rendered
@@ -134,6 +134,7 @@ def stamped_units(settings: Settings, host_name: str, webhook: str | None) -> li
             {
                 "configuration_file": ALERTMANAGER_FILE,
                 "sends": webhook is not None,
+                "resolves": webhook is not None,
                 # It has to remember what it has sent for longer than it waits to send it again.
                 "retention_hours": 2 * _repeat_hours(settings),
             },
@@ -155,8 +156,8 @@ def stamped_units(settings: Settings, host_name: str, webhook: str | None) -> li
 
 
 def _unit_file(watcher: Watcher, stamp: str, variables: dict[str, Any]) -> ManagedFile:
-    return rendered(
-        f"/etc/systemd/system/{watcher.unit}",
+    return units.hardened(
+        watcher.unit,
         port=watcher.port,
         memory_max_mib=watcher.memory_max_mib,
         go_memory_mib=watcher.memory_max_mib * GO_MEMORY_PERCENT // 100,

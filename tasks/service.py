@@ -7,7 +7,7 @@ from pyinfra.api import deploy
 from facts.systemd import STAMP_VARIABLE
 from operations import files, systemd
 from operations.files import ManagedFile
-from tasks import paths
+from tasks import paths, units
 from tasks.planning import compute_threads, memory_high_mib
 from tasks.preflight import Target
 from tasks.rendering import rendered
@@ -25,8 +25,8 @@ def unit_files(target: Target) -> list[ManagedFile]:
     settings = target.settings
     return [
         rendered("/etc/systemd/system/localllm.slice", cpu_weight=settings.cpu_weight),
-        rendered(
-            f"/etc/systemd/system/{paths.SERVICE_UNIT}",
+        units.hardened(
+            paths.SERVICE_UNIT,
             model_name=settings.selected_model.name,
             own_socket=paths.OWN_SOCKET,
             socket=paths.SOCKET,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import time
 
 import pytest
 
+from checks.config import HEALTH_LOCK
+from operations.lock import EARLIER_LOCK_FILE, LOCK_FILE
 from sandbox.hub import Fault
 from tests.container.conftest import OTHER_ANSWER, SSH_SECOND_PORT, with_settings
 from tests.container.machine import Machine, eventually, finished
@@ -109,7 +112,7 @@ def test_cron_writes_the_health_log_by_itself(deployed: Machine) -> None:
 
 
 def test_two_health_checks_never_run_at_once(deployed: Machine) -> None:
-    deployed.sh("systemd-run --quiet --unit=hold flock /run/lock/local-llm-health.lock sleep 10; sleep 0.5")
+    deployed.sh(f"systemd-run --quiet --unit=hold flock {HEALTH_LOCK} sleep 10; sleep 0.5")
     before = deployed.sh("wc -l < /var/log/llm-health.log")
     assert deployed.sh("local-llm health --log 2>&1; echo $?") == "0"
     assert deployed.sh("wc -l < /var/log/llm-health.log") == before
@@ -258,9 +261,12 @@ def test_a_second_deploy_at_the_same_time_is_refused(deployed: Machine) -> None:
     deployed.sh(f"rm -f /opt/local-llm/models/*{other.sha256[:16]}*")
     deployed.source.hub.set_fault("other", Fault(stall_after_bytes=2_000_000, stall_seconds=25, times=1))
     changed = with_settings(deployed, **deployed.source.settings("other"), download_stall_seconds=60)
+    # As health checks of an earlier version leave it, and look there for a deploy.
+    deployed.sh(f"rm -f {EARLIER_LOCK_FILE}; install -m 0600 /dev/null {EARLIER_LOCK_FILE}")
     first = changed.start()
     eventually(lambda: deployed.show("local-llm-download", "SubState") == "running", 60, "a running download")
-    assert deployed.sh("stat -c '%a %U' /run/lock/local-llm-deploy.lock") == "600 root"
+    assert deployed.sh(f"stat -c '%a %U' {LOCK_FILE}") == "600 root"
+    assert deployed.sh(f"flock -n {EARLIER_LOCK_FILE} echo free", check=False) == ""
     second = deployed.deploy()
     assert second.status == 1
     assert "Another deploy runs on this host" in second.output
@@ -268,12 +274,41 @@ def test_a_second_deploy_at_the_same_time_is_refused(deployed: Machine) -> None:
     run = finished(first, out, err)
     assert run.succeeded, run.output
     assert deployed.chat() == OTHER_ANSWER
-    # A lock that another user made, and holds, keeps nobody out.
-    deployed.sh("rm /run/lock/local-llm-deploy.lock")
-    deployed.sh("systemd-run --quiet --unit=other-lock --uid=nobody flock /run/lock/local-llm-deploy.lock sleep 60")
-    eventually(lambda: deployed.sh("ls /run/lock/local-llm-deploy.lock", check=False) != "", 10, "the other's lock")
+
+
+def test_a_deploy_of_an_earlier_version_is_seen(deployed: Machine) -> None:
+    deployed.sh(f"systemd-run --quiet --unit=earlier flock {EARLIER_LOCK_FILE} sleep 60")
+    eventually(lambda: deployed.sh(f"flock -n {EARLIER_LOCK_FILE} echo free", check=False) == "", 10, "its lock")
+    run = deployed.deploy()
+    deployed.sh(f"systemctl stop earlier; rm -f {EARLIER_LOCK_FILE}")
+    assert run.status == 1
+    assert "Another deploy runs on this host" in run.output
+
+
+@pytest.mark.distribution(0)
+@pytest.mark.parametrize(
+    "make",
+    [
+        "ln -s /root/test-target {}",
+        "ln -s /etc/hostname {}",
+        "mkfifo {}",
+        "touch {}; setsid flock {} sleep 60 >/dev/null 2>&1 &",
+    ],
+)
+def test_nothing_that_another_user_puts_in_a_locks_place_is_followed_or_waited_for(
+    deployed: Machine, make: str
+) -> None:
+    before = deployed.sh("cat /etc/hostname")
+    for place in (LOCK_FILE, HEALTH_LOCK, EARLIER_LOCK_FILE, "/run/lock/local-llm-health.lock"):
+        deployed.sh(f"rm -f {place}; runuser -u nobody -- sh -c {shlex.quote(make.replace('{}', place))}", check=False)
     assert deployed.deploy().succeeded
-    deployed.sh("systemctl stop other-lock")
+    assert deployed.sh("local-llm health --log >/dev/null 2>&1; echo $?") == "0"
+    assert deployed.sh("cat /etc/hostname; ls /root/test-target 2>/dev/null", check=False) == before
+    assert deployed.sh(f"stat -c '%F %U' {LOCK_FILE} {HEALTH_LOCK}").splitlines() == [
+        "regular file root",
+        "regular empty file root",
+    ]
+    deployed.sh(f"pkill -u nobody flock; rm -f {EARLIER_LOCK_FILE} /root/test-target", check=False)
 
 
 def test_nobody_can_be_the_services_user(deployed: Machine) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checks.config import HEALTH_LOCK
 from tasks.paths import GATEWAY_API_SOCKET
 from tests.container.machine import Machine, eventually
 
@@ -23,7 +24,7 @@ LONG_ANSWER = '{"prompt": " tick", "max_tokens": 8000, "stream": true}'
 @pytest.fixture
 def quiet(deployed: Machine) -> Iterator[Machine]:
     """The machine without cron, so that only the test's own runs store something."""
-    deployed.sh("systemctl stop cron; flock /run/lock/local-llm-health.lock true")
+    deployed.sh(f"systemctl stop cron; flock {HEALTH_LOCK} true")
     # The first run sets the mark from which the next one counts.
     run(deployed)
     yield deployed

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tasks import paths
+from tests import reach
 from tests.container.conftest import with_settings
 from tests.container.machine import ROOT, Machine, eventually
 
@@ -51,6 +52,12 @@ def watched(deployed: Machine) -> Iterator[Machine]:
     finally:
         assert deployed.deploy().succeeded
     assert installed_packages(deployed) == before
+
+
+@pytest.mark.parametrize("unit", paths.PROMETHEUS_UNITS)
+def test_what_watches_reaches_no_socket_and_shares_nothing(watched: Machine, unit: str) -> None:
+    with reach.planted(watched, "/run/test.sock", "/dev/shm/test.sock", "/var/lib/test.sock", "@test"):
+        assert reach.of_unit(watched, unit) == reach.Reach(frozenset(), frozenset())
 
 
 def installed_packages(machine: Machine) -> set[str]:

@@ -132,14 +132,17 @@ def clouded(deployed: Machine, cloud: Cloud) -> Iterator[Machine]:
 
 @contextmanager
 def gateway_at(machine: Machine, socket: str) -> Iterator[None]:
-    """The gateway, configured to look for the model's socket elsewhere."""
+    """The gateway, configured to look for the model's socket elsewhere, and allowed to."""
     file = f"{paths.CONFIGURATION}/haproxy.cfg"
+    drop_in = f"/run/systemd/system/{paths.GATEWAY_UNIT}.d"
+    restart = f"systemctl daemon-reload; systemctl restart {paths.GATEWAY_UNIT}"
     machine.sh(f"cp -a {file} /root/haproxy.cfg; sed -i 's#unix@{paths.SOCKET} #unix@{socket} #' {file}")
-    machine.sh("systemctl reload local-llm-gateway")
+    bind = f"BindPaths={socket.rpartition('/')[0]}"
+    machine.sh(f"mkdir -p {drop_in}; printf '[Service]\\n{bind}\\n' > {drop_in}/test.conf; {restart}")
     try:
         yield
     finally:
-        machine.sh(f"mv /root/haproxy.cfg {file}; systemctl reload local-llm-gateway")
+        machine.sh(f"mv /root/haproxy.cfg {file}; rm -r {drop_in}; {restart}")
 
 
 def test_no_link_in_the_models_directory_leads_a_private_prompt_away(clouded: Machine, cloud: Cloud) -> None:
@@ -348,7 +351,7 @@ def test_a_host_whose_gateway_had_the_ports_itself_is_taken_over_in_one_deploy(d
     deployed.sh(
         f"systemctl disable --now --quiet {paths.GATEWAY_SOCKET_UNIT} {paths.GATEWAY_UNIT}\n"
         f"rm -rf /etc/systemd/system/{paths.GATEWAY_SOCKET_UNIT} {paths.ROOT_RUNTIME}\n"
-        f"sed -i -e '/^Requires=/d' -e '/^Sockets=/d' {unit}\n"
+        f"sed -i -e '/^Requires=/d' -e '/^Sockets=/d' -e '/^PrivateNetwork=/d' {unit}\n"
         f"systemctl daemon-reload; systemctl enable --now --quiet {paths.GATEWAY_UNIT}"
     )
     eventually(deployed.answers, 20, "an answer of a gateway by itself")

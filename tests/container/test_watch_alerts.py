@@ -22,7 +22,7 @@ pytestmark = pytest.mark.distribution(0)
 
 HEALTH = "/usr/local/bin/local-llm health --log"
 LOG = "/var/log/llm-health.log"
-LOCK = "/run/lock/local-llm-deploy.lock"
+LOCK = "/run/local-llm-root/deploy.lock"
 RECEIVER = "/root/receiver"
 WEBHOOK_UNIT = "local-llm-alert-webhook"
 RECEIVER_PORT = 18999

@@ -65,6 +65,7 @@ CONFIG: Mapping[str, Any] = {
     "prometheus": [],
     "exposure_limit_service": 0.3,
     "exposure_limit_gateway": 1.5,
+    "seen_of_run": {SERVICE: ["/run/local-llm"], GATEWAY: ["/run/local-llm-gateway", "/run/systemd/notify"]},
     "firewall": True,
     "denied_ports": [8765, 8766],
     "health_interval_minutes": 5,

@@ -13,6 +13,8 @@ from tests.unit.checks_support import GATEWAY, PID, SERVICE, FakeHost, make_conf
 from tests.unit.test_checks_parsing import UFW
 
 HEADER = "  sl  local_address rem_address   st …\n"
+MOUNTS = "1 0 8:1 / / rw\n2 1 0:{run} / /run rw\n3 1 0:{shm} / /dev/shm rw\n4 1 0:{ipc} / /dev/mqueue rw\n"
+OWN = MOUNTS.format(run=71, shm=72, ipc=73) + "5 1 8:1 /tmp/a/tmp /tmp rw\n6 1 8:1 /var/tmp/a/tmp /var/tmp rw\n"
 EXPOSURE = "→ Overall exposure level for {}: {} SAFE 😀\n"
 
 
@@ -37,6 +39,8 @@ def host(tmp_path: Path) -> FakeHost:
     host.put_link(f"/proc/{PID}/fd/4", "/dev/null")
     host.put_link(f"/proc/{PID}/ns/net", "net:[2]")
     host.put_link("/proc/self/ns/net", "net:[1]")
+    host.put("/proc/1/mountinfo", MOUNTS.format(run=61, shm=62, ipc=63) + "7 2 0:64 / /run/lock rw\n")
+    host.put(f"/proc/{PID}/mountinfo", OWN + "8 2 0:61 /systemd/propagate/x /run/systemd/incoming rw\n")
     host.commands["ufw status verbose"] = Command(0, UFW, "")
     host.commands[f"systemd-analyze security --no-pager {SERVICE}"] = Command(0, EXPOSURE.format(SERVICE, 0.3), "")
     host.commands[f"systemd-analyze security --no-pager {GATEWAY}"] = Command(0, EXPOSURE.format(GATEWAY, 1.5), "")
@@ -48,13 +52,14 @@ def test_as_deployed(config: Config, host: FakeHost) -> None:
     checks = (
         security.listeners,
         security.service_network,
+        security.shared_places,
         security.firewall,
         security.exposure,
         security.files,
     )
     found = [result for check in checks for result in check(config, host)]
     assert {result.status for result in found} == {Status.PASS}
-    assert len(found) == 10
+    assert len(found) == 12
 
 
 @pytest.mark.parametrize("address", ["00000000", "0100000A"])
@@ -95,6 +100,32 @@ def test_the_network_of_the_host(config: Config, host: FakeHost) -> None:
 def test_a_way_out_of_the_private_network(config: Config, host: FakeHost) -> None:
     host.put(f"/proc/{PID}/net/dev", "a\nb\n    lo: 0\n  eth0: 0\n")
     assert statuses(security.service_network, config, host)["network of the service"] is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("mounts", "shared"),
+    [
+        ("9 1 0:61 / /run rw", "/run"),
+        ("9 2 0:64 / /run/lock rw", "/run/lock"),
+        ("9 2 0:61 /dbus /run/dbus rw", "/run/dbus"),
+        ("9 1 0:62 / /dev/shm rw", "/dev/shm"),
+        ("9 1 0:63 / /dev/mqueue rw", "/dev/mqueue"),
+        ("9 1 8:1 /tmp /tmp rw", "/tmp"),
+        ("9 1 8:1 / / rw\n9 1 8:1 /var/tmp /var/tmp rw", "/var/tmp"),
+        ("9 2 0:61 /local-llm /run/local-llm rw", "nothing else"),
+        ("9 2 0:61 /systemd/notify /run/systemd/notify rw", "/run/systemd/notify"),
+    ],
+)
+def test_a_place_that_a_unit_shares(config: Config, host: FakeHost, mounts: str, shared: str) -> None:
+    host.put(f"/proc/{PID}/mountinfo", OWN + mounts + "\n")
+    found = results(security.shared_places, config, host)[f"{SERVICE} shares"]
+    assert (found.status is Status.PASS, found.value) == (shared == "nothing else", shared)
+
+
+def test_a_unit_as_it_would_be_without_a_sandbox(config: Config, host: FakeHost) -> None:
+    host.put(f"/proc/{PID}/mountinfo", host.read("/proc/1/mountinfo"))
+    found = results(security.shared_places, config, host)[f"{GATEWAY} shares"]
+    assert found.value == "/run /run/lock /dev/shm /dev/mqueue /tmp /var/tmp"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from facts.machine import LoginState, MachineState
 from operations.files import ManagedFile
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import alerts, gateway, monitoring, openclaw, paths, prometheus, service
+from tasks import alerts, gateway, monitoring, openclaw, paths, prometheus, service, units
 from tasks.preflight import Target
 from tasks.rendering import TEMPLATES, render, rendered
 from tasks.routing import rules
@@ -49,7 +49,7 @@ def all_files(settings: Settings) -> list[ManagedFile]:
         monitoring.checks_configuration(on),
         rendered("/usr/local/bin/local-llm", root="/opt/local-llm"),
         monitoring.cron_file(settings),
-        rendered("/etc/systemd/system/local-llm-drill.service"),
+        units.hardened(paths.DRILL_UNIT),
         *alerts.unit_files(),
         *(file for _, _, file in prometheus.stamped_units(settings, "vps", "https://example.com/hook")),
         prometheus.slice_file(settings),
@@ -77,6 +77,17 @@ def test_every_template_renders_completely(settings: Settings) -> None:
         # Prometheus and Alertmanager have templates of their own.
         content = re.sub(r"\{\{ (\$|\.|range|end)[^{}]*\}\}", "", content)
         assert not re.search(r"\{\{|\}\}\s|\{%|None", content), path
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_each_unit_sees_of_run_what_the_checks_expect(settings: Settings) -> None:
+    files = {file.path.rpartition("/")[2]: file.content for file in all_files(settings) if ".service" in file.path}
+    assert {*files} == {*units.OF_RUN, "local-llm-alert-command.service"}
+    for unit in units.OF_RUN:
+        assert "TemporaryFileSystem=/run:ro " in files[unit]
+        bound = re.findall(r"^Bind(?:ReadOnly)?Paths=-?(/run/\S+)$", files[unit], re.MULTILINE)
+        assert bound[: len(units.OF_RUN[unit])] == [*units.OF_RUN[unit]]
+        assert {*bound} <= {*units.seen_of_run(unit)}
 
 
 def test_a_missing_variable_is_an_error() -> None:

@@ -1,0 +1,41 @@
+"""Our services' units, and what of the host's /run each of them sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from operations.files import ManagedFile
+from operations.jobs import RESOLVER_FILES
+from tasks import paths
+from tasks.rendering import rendered
+
+_PROMETHEUS, _ALERTMANAGER, _NODE_EXPORTER = paths.PROMETHEUS_UNITS
+_WEBHOOK, _ = paths.ALERT_UNITS
+
+OF_RUN: dict[str, tuple[str, ...]] = {
+    paths.SERVICE_UNIT: (paths.RUNTIME,),
+    # Through systemd's own socket HAProxy says that it is ready.
+    paths.GATEWAY_UNIT: (paths.GATEWAY_RUNTIME, paths.PUBLISHED, "/run/systemd/notify"),
+    paths.DRILL_UNIT: (paths.DRILL_RUNTIME, paths.ROOT_RUNTIME),
+    _WEBHOOK: (paths.ALERT_RUNTIME,),
+    _PROMETHEUS: (),
+    _ALERTMANAGER: (paths.ALERTMANAGER_RUNTIME,),
+    _NODE_EXPORTER: (),
+}
+"""Paths below /run by unit; the rest of /run is not there for it. The unit of alert_command is not among them: what
+the operator's program needs is not known."""
+
+
+def hardened(unit: str, *, resolves: bool = False, **variables: Any) -> ManagedFile:
+    """A unit's file. `resolves`: it looks up names, so it sees where the host's resolvers are written down."""
+    return rendered(
+        f"/etc/systemd/system/{unit}",
+        of_run=OF_RUN[unit],
+        resolver_files=RESOLVER_FILES if resolves else (),
+        **variables,
+    )
+
+
+def seen_of_run(unit: str) -> list[str]:
+    """All that a process of the unit may see of the host's /run, in the format that checks/config.py reads."""
+    return [*OF_RUN[unit], *RESOLVER_FILES]

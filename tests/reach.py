@@ -1,0 +1,201 @@
+"""What a unit reaches of the machine it runs on: sockets that it can connect to, directories that it shares.
+
+A copy of the unit, with all of its sandbox, runs a probe in its program's place. Works with any machine that runs shell
+commands as root.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from operations.jobs import Job
+
+
+class Shell(Protocol):
+    """A machine that runs a shell command as root, and returns what it printed."""
+
+    def sh(self, command: str, *, check: bool = True) -> str: ...
+
+
+PROBE = "/opt/local-llm/test-probe.py"
+FOUND = "/root/test-probe.json"
+COPY = "local-llm-test-probe.service"
+PLANT = "local-llm-test-plant"
+TOKEN = "local-llm-test-token"
+MEETING_PLACES = ("/run", "/run/lock", "/dev/shm", "/dev/mqueue", "/tmp", "/var/tmp")
+"""Where programs of a machine meet."""
+
+UNIT_SETTINGS = """
+[Service]
+Type=oneshot
+Restart=no
+ExecStartPre=
+ExecStart=
+ExecStart={probe}
+ExecStartPost=
+ExecReload=
+ExecStop=
+ExecStopPost=
+RuntimeDirectoryPreserve=yes
+StandardOutput=truncate:{found}
+"""
+
+PROBE_PROGRAM = r"""
+import json, os, socket, sys
+places, token, given = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
+
+def sockets():
+    yield from given  # what the machine outside knows of
+    for place in ("/run", "/tmp", "/dev", "/var"):
+        for folder, _, names in os.walk(place):
+            yield from (os.path.join(folder, name) for name in names)
+    with open("/proc/self/net/unix") as table:
+        yield from (line.split(None, 7)[7].strip() for line in list(table)[1:] if len(line.split(None, 7)) == 8)
+
+def connects(path):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        try:
+            with socket.socket(socket.AF_UNIX, kind) as tried:
+                tried.settimeout(2)
+                tried.connect("\0" + path[1:] if path.startswith("@") else path)
+                return True
+        except (OSError, UnicodeError):
+            continue
+    return False
+
+def make(place):
+    try:
+        open(os.path.join(place, token), "x").close()
+    except OSError:
+        pass
+
+for place in places:
+    make(place)
+reached = sorted({os.path.realpath(path) if path[0] == "/" else path for path in set(sockets()) if connects(path)})
+print(json.dumps({"sockets": reached}))
+"""
+
+PLANTED_PROGRAM = r"""
+import os, socket, sys, time
+kept = []
+os.umask(0)
+for number, path in enumerate(sys.argv[1:]):
+    for kind, name in ((socket.SOCK_STREAM, path), (socket.SOCK_DGRAM, path + ".dgram")):
+        made = socket.socket(socket.AF_UNIX, kind)
+        if path[0] == "/":
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            if os.path.exists(name):
+                os.unlink(name)
+        made.bind("\0" + name[1:] if name[0] == "@" else name)
+        if kind == socket.SOCK_STREAM:
+            made.listen(1000)
+        kept.append(made)
+print("planted", flush=True)
+time.sleep(3600)
+"""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Sockets that can be connected to, abstract ones with @; directories where a file is seen by the machine."""
+
+    sockets: frozenset[str]
+    shared: frozenset[str]
+
+
+@contextmanager
+def planted(machine: Shell, *names: str) -> Iterator[frozenset[str]]:
+    """Sockets that anybody may connect to, of streams and of datagrams, by path or as @name."""
+    machine.sh(
+        f"systemd-run --quiet --collect --unit={PLANT} --property=StandardOutput=truncate:/root/planted "
+        f"python3 -c {shlex.quote(PLANTED_PROGRAM)} {' '.join(map(shlex.quote, names))}\n"
+        "for i in $(seq 100); do grep -qs planted /root/planted && exit; sleep 0.1; done; exit 1"
+    )
+    made = frozenset(name + suffix for name in names for suffix in ("", ".dgram"))
+    try:
+        yield made
+    finally:
+        paths = " ".join(shlex.quote(name) for name in made if name.startswith("/"))
+        machine.sh(f"systemctl stop {PLANT}; rm -f {paths} /root/planted")
+
+
+def of_host(machine: Shell) -> Reach:
+    """What any program outside of a sandbox reaches."""
+    return _found(machine, f"/usr/bin/python3 {PROBE} {_prepared(machine)} > {FOUND}", FOUND)
+
+
+def of_unit(machine: Shell, unit: str) -> Reach:
+    """What the unit's program reaches."""
+    copy, drop_in = f"/run/systemd/system/{COPY}", f"/run/systemd/system/{COPY}.d"
+    settings = UNIT_SETTINGS.format(probe=f"/usr/bin/python3 {PROBE} {_prepared(machine)}", found=FOUND)
+    # A dynamic user owns the state, so the copy has the same one; the directory that it cannot share is there already.
+    dynamic = f"User={unit.removesuffix('.service')}\nRuntimeDirectory=\n"
+    return _found(
+        machine,
+        f"""
+# A second process with the gateway's listening sockets would change their flags under it.
+sed /^Sockets=/d /etc/systemd/system/{unit} > {copy}
+mkdir -p {drop_in}
+cat > {drop_in}/probe.conf <<'END'
+{settings}
+END
+! grep -q ^DynamicUser=yes {copy} || printf {shlex.quote(dynamic)} >> {drop_in}/probe.conf
+systemctl daemon-reload
+systemctl start {COPY} || journalctl -n 20 -u {COPY} >&2
+systemctl reset-failed {COPY} 2>/dev/null
+rm -r {copy} {drop_in}
+systemctl daemon-reload
+""",
+        FOUND,
+    )
+
+
+def of_job(machine: Shell, job: Job) -> Reach:
+    """What the transient unit of a job reaches."""
+    script = f"/usr/bin/python3 {PROBE} {_prepared(machine)}"
+    probe = replace(job, unit=COPY.removesuffix(".service"), script=script)
+    return _found(
+        machine,
+        f"""
+mkdir -p {probe.log.rsplit("/", 1)[0]}
+{probe.start_command()}
+for i in $(seq 200); do
+    [ "$(systemctl show {COPY} -p SubState --value)" = running ] || break
+    sleep 0.1
+done
+systemctl stop {COPY}
+systemctl reset-failed {COPY} 2>/dev/null
+""",
+        probe.log,
+    )
+
+
+def _prepared(machine: Shell) -> str:
+    """Put the probe into its place; returns its arguments: all sockets of the machine are among them."""
+    machine.sh(f"cat > {PROBE} <<'END'\n{PROBE_PROGRAM}\nEND")
+    known = machine.sh(
+        "{ find /run /tmp /dev /var -type s; sed 1d /proc/net/unix | cut -s -d' ' -f8- | tr -d ' '; } | sort -u"
+    )
+    names = [name for name in known.splitlines() if name.isascii() and name.isprintable() and name[0] in "/@"]
+    # systemd expands % and $ in a command line.
+    quoted = (shlex.quote(name).replace("%", "%%").replace("$", "$$") for name in names)
+    return " ".join([f"'{' '.join(MEETING_PLACES)}'", TOKEN, *quoted])
+
+
+def _found(machine: Shell, commands: str, result: str) -> Reach:
+    files = " ".join(f"{place}/{TOKEN}" for place in MEETING_PLACES)
+    output = machine.sh(f"""
+rm -f {files} {result}
+{commands}
+for file in {files}; do ! test -e $file || dirname $file; done
+echo ---
+cat {result}
+rm -f {files} {PROBE} {result}
+""")
+    shared, _, text = output.rpartition("---\n")
+    return Reach(frozenset(json.loads(text)["sockets"]), frozenset(shared.split()))
