@@ -592,6 +592,15 @@ class Settings(BaseModel):
         unit="s", ge=0, le=7_200,
     )  # fmt: skip
 
+    # Uninstalling
+    uninstall_models: bool = setting(
+        False, "Whether uninstall.py removes the models as well. Kept, they are there for the next deploy."
+    )
+    uninstall_logs: bool = setting(False, "Whether uninstall.py removes the logs in /var/log as well.")
+    uninstall_history: bool = setting(
+        False, "Whether uninstall.py removes the history of measurements, /var/lib/local-llm/samples.db, as well."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, data: Any) -> Any:

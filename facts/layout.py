@@ -78,3 +78,48 @@ class Account(HostFact[AccountState]):
             processes=tuple(sorted({" ".join(line.split()) for line in sections["processes"]})),
             gid=int(gid) if gid else None,
         )
+
+
+@dataclass(frozen=True)
+class OwnAccounts:
+    """Users and groups that a deploy made and that are still there; `foreign_groups` are others of the users' names."""
+
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    foreign_groups: tuple[str, ...] = ()
+
+
+class MadeAccounts(HostFact[OwnAccounts]):
+    """Accounts that a deploy made: those of its record, and users that carry one of its descriptions.
+
+    Of an account with a description and without a record, the group of the same name was made with it.
+    """
+
+    def command(self, record: str, descriptions: Sequence[str]) -> str:
+        marks = "\n".join(descriptions)
+        return framed(
+            f"echo @recorded; cat {word(record)} 2>/dev/null; "
+            f"echo @marked; printf '%s\\n' {word(marks)} | while IFS= read -r mark; do getent passwd | "
+            'awk -F: -v mark="$mark" \'$5 == mark && $6 == "/nonexistent" {print $1}\'; done; '
+            "echo @users; getent passwd | cut -d: -f1; echo @groups; getent group | cut -d: -f1"
+        )
+
+    def parse(self, output: list[str]) -> OwnAccounts:
+        return parse_own_accounts(output)
+
+
+def parse_own_accounts(output: list[str]) -> OwnAccounts:
+    """Read the fact's output; the record has a line `u:NAME` or `g:NAME` for each."""
+    sections = parse_sections(output)
+    recorded, marked = sections.get("recorded", []), sections.get("marked", [])
+    made_users = {line[2:] for line in recorded if line.startswith("u:")}
+    made_groups = {line[2:] for line in recorded if line.startswith("g:")}
+    made_groups |= {name for name in marked if name not in made_users}
+    made_users |= set(marked)
+    users = [name for name in sections.get("users", []) if name in made_users]
+    there = sections.get("groups", [])
+    return OwnAccounts(
+        users=tuple(users),
+        groups=tuple(name for name in there if name in made_groups),
+        foreign_groups=tuple(name for name in there if name in users and name not in made_groups),
+    )

@@ -18,6 +18,52 @@ class Firewall:
     rules: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class OtherFirewalls:
+    """What filters packets beside UFW. `managers` would set rules again at the next boot; Docker sets its own."""
+
+    ufw_is_on: bool = False
+    managers: tuple[str, ...] = ()
+    docker: bool = False
+
+
+_MANAGERS = (
+    "netfilter-persistent.service",
+    "nftables.service",
+    "firewalld.service",
+    "shorewall.service",
+    "shorewall6.service",
+    "csf.service",
+    "ferm.service",
+)
+
+
+class Others(HostFact[OtherFirewalls]):
+    """Other managers of packet filters that run or are enabled, and whether UFW is on already."""
+
+    def command(self) -> str:
+        return framed(
+            "echo @ufw; grep -ix ENABLED=yes /etc/ufw/ufw.conf 2>/dev/null; echo @units; "
+            f"for u in {' '.join(_MANAGERS)} docker.service; do "
+            'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; true'
+        )
+
+    def parse(self, output: list[str]) -> OtherFirewalls:
+        return parse_others(output)
+
+
+def parse_others(output: list[str]) -> OtherFirewalls:
+    """Read the fact's output; a unit that does not exist has no file state."""
+    sections = parse_sections(output)
+    units = [line.split() for line in sections.get("units", [])]
+    in_use = [name for name, *words in units if {"active", "activating", "enabled"} & set(words)]
+    return OtherFirewalls(
+        ufw_is_on=bool(sections.get("ufw")),
+        managers=tuple(name for name in in_use if name in _MANAGERS),
+        docker="docker.service" in in_use,
+    )
+
+
 class Ufw(HostFact[Firewall]):
     """Whether UFW is active, its defaults, and its rules in order."""
 

@@ -40,6 +40,20 @@ def call(function: Callable[[State, Host], bool]) -> FunctionCommand:
     return FunctionCommand(function_with_context, (), {})
 
 
+def told(command: str, arguments: Mapping[str, Any]) -> FunctionCommand:
+    """A command whose output is for a person: shown once it has ended; the operation fails where it does."""
+
+    def run_and_tell(_state: State, host: Host) -> bool:
+        succeeded, output = run(host, command, arguments)
+        if not succeeded:
+            return fail(host, output)
+        for line in output.splitlines():
+            host.log(line)
+        return True
+
+    return call(run_and_tell)
+
+
 def script(text: str) -> str:
     """A command that runs a POSIX shell script up to its first error, whatever login shell and umask are."""
     return f"/bin/sh -euc {shlex.quote(f'umask 022; {portable(text)}')}"

@@ -46,11 +46,12 @@ def fstab_line(path: str) -> str:
 def creation(path: str, size_mib: int, now: SwapState) -> list[str]:
     """Shell commands from `now` to a swap file of this size in use; none where it is."""
     file, new = word(path), word(f"{path}.new")
+    folder = word(str(PurePosixPath(path).parent))
     good = now.size_bytes == size_mib * MIB and now.access == ACCESS
     steps = []
     if not good:
         steps = [
-            f"install -d -m 0700 {word(str(PurePosixPath(path).parent))}",
+            f"[ -d {folder} ] || install -d -m 0700 {folder}",
             f"trap {shlex.quote(f'rm -f {new}')} EXIT",
             f"rm -f {new} && install -m 0600 /dev/null {new}",
             # Written in full: a swap file must not have holes.

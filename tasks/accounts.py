@@ -10,17 +10,26 @@ from operations.layout import Directory, SystemUser
 from settings import Settings
 from tasks import paths
 
+RECORD = f"{paths.STATE}/accounts"
+"""Which users and groups a deploy made."""
+
+
+def users(settings: Settings) -> list[SystemUser]:
+    """One account each for the model, the gateway and the build."""
+    return [
+        SystemUser(settings.service_user, settings.service_group, "Local LLM"),
+        SystemUser(paths.GATEWAY_USER, paths.GATEWAY_USER, "Local LLM gateway"),
+        SystemUser(paths.BUILD_USER, paths.BUILD_USER, "Local LLM downloads and builds"),
+    ]
+
 
 @deploy("Accounts and directories")
 def prepare(settings: Settings) -> None:
-    """One account each for the model, the gateway and the build; none can log in or write what another runs."""
+    """Make the accounts, of which none can log in or write what another runs, and the directories."""
     layout.system_users(
         name="Create system users",
-        users=[
-            SystemUser(settings.service_user, settings.service_group, "Local LLM"),
-            SystemUser(paths.GATEWAY_USER, paths.GATEWAY_USER, "Local LLM gateway"),
-            SystemUser(paths.BUILD_USER, paths.BUILD_USER, "Local LLM downloads and builds"),
-        ],
+        users=users(settings),
+        record=RECORD,
     )
     build = paths.BUILD_USER
     layout.directories(
@@ -36,4 +45,14 @@ def prepare(settings: Settings) -> None:
             Directory(paths.SCRATCH),
             Directory(LOG_DIRECTORY),
         ],
+    )
+
+
+@deploy("Accounts")
+def remove(settings: Settings) -> None:
+    """Remove the accounts that a deploy made."""
+    layout.accounts_removed(
+        name="Remove the system users that a deploy made",
+        descriptions=[user.description for user in users(settings)],
+        record=RECORD,
     )

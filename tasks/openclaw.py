@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyinfra import host
@@ -206,7 +206,7 @@ def _installation(whose: Where) -> InstallationState:
     return read(Installation, user=whose.user, command=whose.command, node=whose.node)
 
 
-def _found(whose: Where) -> dict[str, Any]:
+def _found(whose: Where, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
     installation = _installation(whose)
     if list(openclaw.problems(whose, installation)):
         return {}
@@ -214,8 +214,37 @@ def _found(whose: Where) -> dict[str, Any]:
         Wiring,
         user=whose.user,
         file=openclaw.configuration_file(whose, installation),
-        keys=(LLM_TASK, SLIM),
+        keys=tuple(keys),
         environment=openclaw.environment(whose, installation),
+    )
+
+
+def uses(found: Mapping[str, Any]) -> list[str]:
+    """What in a user's configuration goes to our models or loads our plugin, by its keys."""
+    defaults = value_at(found, ("agents", "defaults")) or {}
+    model = defaults.get("model")
+    primary = model.get("primary") if isinstance(model, Mapping) else model
+    names = {
+        "agents.defaults.model": [primary, *openclaw.fallbacks(found)],
+        "agents.defaults.utilityModel": [defaults.get("utilityModel")],
+    }
+    ours = (f"{PROVIDER}/", f"{ROUTER}/")
+    used = [key for key, values in names.items() if any(str(value).startswith(ours) for value in values)]
+    plugins = value_at(found, ("plugins", "load", "paths")) or []
+    return used + (["plugins.load.paths"] if SLIM_DIRECTORY in plugins else [])
+
+
+def uninstall_findings(settings: Settings) -> Iterator[Finding]:
+    """Whether an OpenClaw would be left with a model or a plugin that is gone; nothing where no user is named."""
+    if (whose := where(settings)) is None:
+        return
+    used = uses(_found(whose, openclaw.KEYS))
+    yield Finding(
+        "openclaw",
+        Status.FAIL if used else Status.PASS,
+        ", ".join(used) or "nothing",
+        f"nothing in {whose.user}'s OpenClaw that uses local-llm",
+        'its own CLI undoes the wiring: docs/OPENCLAW.md, "Undoing it"' if used else "",
     )
 
 
@@ -223,7 +252,7 @@ def _found(whose: Where) -> dict[str, Any]:
 def wire(settings: Settings) -> None:
     """Leave the providers and a script that applies them on the host; apply them where a named user has OpenClaw."""
     whose = where(settings)
-    wanted = patch(settings, {} if whose is None else _found(whose))
+    wanted = patch(settings, {} if whose is None else _found(whose, (LLM_TASK, SLIM)))
     files.managed(
         name="Write what OpenClaw needs",
         files=[*configuration_files(settings, wanted), *plugin_files(settings)],

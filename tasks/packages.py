@@ -6,6 +6,7 @@ from pyinfra.api import deploy
 
 from operations import packages
 from settings import Settings
+from tasks import paths
 
 BUILD = ("ca-certificates", "ccache", "cmake", "curl", "g++", "git", "ninja-build")
 RUN = (
@@ -17,6 +18,20 @@ RUN = (
     "python3-psutil",
     "python3-requests",
 )
+FIREWALL = ("ufw",)
+PROMETHEUS = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
+RECORD = f"{paths.STATE}/packages"
+"""Names of the packages that were not there before: only these are ever removed."""
+KEPT_OFF = {"haproxy": "haproxy.service"}
+
+
+def wanted(settings: Settings) -> tuple[str, ...]:
+    """All that the settings need, Prometheus' packages included."""
+    return (*_base(settings), *(PROMETHEUS if settings.prometheus else ()))
+
+
+def _base(settings: Settings) -> tuple[str, ...]:
+    return (*BUILD, *RUN, *(FIREWALL if settings.firewall else ()))
 
 
 @deploy("Packages")
@@ -24,7 +39,20 @@ def install(settings: Settings) -> None:
     """Install them; the distribution's own haproxy.service never starts, ours is another unit."""
     packages.installed(
         name="Install packages",
-        packages=[*BUILD, *RUN, *(["ufw"] if settings.firewall else [])],
+        packages=_base(settings),
         lock_timeout_seconds=settings.apt_lock_timeout_seconds,
-        kept_off={"haproxy": "haproxy.service"},
+        record=RECORD,
+        kept_off=KEPT_OFF,
+    )
+
+
+@deploy("Packages")
+def remove(settings: Settings) -> None:
+    """Remove those that a deploy brought and nothing else needs, and give haproxy.service back to the distribution."""
+    packages.removed(
+        name="Remove the packages that a deploy brought",
+        packages=[*BUILD, *RUN, *FIREWALL],
+        lock_timeout_seconds=settings.apt_lock_timeout_seconds,
+        kept_off=KEPT_OFF,
+        record=RECORD,
     )

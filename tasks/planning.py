@@ -8,8 +8,10 @@ from enum import Enum
 
 from facts.layout import AccountState
 from facts.machine import LoginState, MachineState
+from facts.packages import PackagePlan
 from facts.prometheus import PrometheusState
 from facts.swap import SwapState
+from facts.ufw import OtherFirewalls
 from settings import Model, Settings
 
 MIB = 1024**2
@@ -168,6 +170,50 @@ def prometheus_findings(settings: Settings, machine: MachineState, state: Promet
     )  # fmt: skip
     for name in ("prometheus_port", "alertmanager_port", "node_exporter_port"):
         yield _port(name, getattr(settings, name), machine, state.pids)
+
+
+def package_findings(plan: PackagePlan) -> Iterator[Finding]:
+    """Whether the packages that are missing can come without another one going."""
+    words = f"{len(plan.missing)} to install" if plan.missing else "all installed"
+    if not plan.is_known:
+        words += ", what apt would do is seen once its lists are fetched"
+    ours = "set firewall = False to do without ufw, which may be in their way; or " if "ufw" in plan.missing else ""
+    yield _finding(
+        "packages", not plan.removed, f"apt would remove {', '.join(plan.removed)}" if plan.removed else words,
+        "all there, and nothing removed for it",
+        f"{ours}remove them yourself first, if you need them no more: `sudo apt-get remove {' '.join(plan.removed)}`",
+    )  # fmt: skip
+
+
+def firewall_findings(settings: Settings, others: OtherFirewalls) -> Iterator[Finding]:
+    """Whether UFW can be the host's firewall: what else sets rules would undo UFW's, or UFW its.
+
+    Where UFW is on already, beside the other one, a deploy changes nothing about it.
+    """
+    if not settings.firewall:
+        return
+    docker = others.docker and not others.ufw_is_on
+    if others.managers:
+        yield Finding(
+            "other firewall",
+            Status.WARN if others.ufw_is_on else Status.FAIL,
+            ", ".join(others.managers),
+            "none that sets rules beside UFW",
+            "each undoes the other's rules, at the latest at the next boot. Keep it: set firewall = False (the API "
+            "listens on 127.0.0.1 all the same). Or give it up: its open ports into firewall_allowed_ports, then "
+            f"`sudo systemctl disable --now {' '.join(others.managers)}`",
+        )
+    elif docker:
+        yield Finding(
+            "other firewall",
+            Status.WARN,
+            "docker.service",
+            "none that sets rules beside UFW",
+            "Docker's rules stay, and come before UFW's: a port that a container publishes stays open to the world. "
+            "Publish it on 127.0.0.1 to close it; set firewall = False to have no UFW",
+        )
+    else:
+        yield Finding("other firewall", Status.PASS, "none", "none that sets rules beside UFW")
 
 
 def swap_findings(settings: Settings, state: SwapState) -> Iterator[Finding]:

@@ -14,12 +14,14 @@ from facts.layout import Account, AccountState
 from facts.llama_cpp import Proof, ReleaseContent
 from facts.machine import LoginState, Machine, MachineState
 from facts.model import ModelFiles
+from facts.packages import Plan
 from facts.prometheus import Prometheus, PrometheusState
 from facts.swap import SwapFile
+from facts.ufw import Others
 from operations import lock, preflight
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import openclaw, paths
+from tasks import openclaw, packages, paths
 from tasks.cloud_key import operators_key
 from tasks.planning import (
     MIB,
@@ -28,7 +30,9 @@ from tasks.planning import (
     account_findings,
     disk_needs,
     findings,
+    firewall_findings,
     key_findings,
+    package_findings,
     prometheus_findings,
     swap_findings,
 )
@@ -77,6 +81,8 @@ def inspect(settings: Settings, login: LoginState) -> Target:
     results = (
         *findings(settings, login, machine, disk_mib),
         *account_findings(settings, _account(settings)),
+        *package_findings(read(Plan, packages=packages.wanted(settings))),
+        *firewall_findings(settings, read(Others)),
         *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
         *prometheus_findings(settings, machine, prometheus),
         *swap_findings(settings, swap),

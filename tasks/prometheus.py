@@ -18,6 +18,7 @@ from operations.files import ManagedFile
 from settings import Settings
 from tasks import paths, units
 from tasks.alerts import operators_webhook
+from tasks.packages import PROMETHEUS as PACKAGES
 from tasks.planning import ALERTMANAGER_MIB, NODE_EXPORTER_MIB
 from tasks.rendering import rendered
 
@@ -27,7 +28,6 @@ ALERTMANAGER_FILE = f"{paths.SECRETS}/alertmanager.yml"
 RECORD = f"{paths.STATE}/prometheus-packages"
 """Names of the packages that were not there before: only these are ever removed."""
 SLICE = "localllmprometheus.slice"
-PACKAGES = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
 KEPT_OFF = dict(zip(PACKAGES, paths.PROMETHEUS_DISTRIBUTION_UNITS, strict=True))
 READY_SECONDS = 60
 """Prometheus first reads what it wrote last, some seconds after a crash; 5 s later it knows what it is to ask."""
@@ -206,6 +206,12 @@ def _install(settings: Settings) -> None:
             ready=watcher.ready,
             ready_timeout_seconds=READY_SECONDS,
         )
+
+
+@deploy("Prometheus")
+def remove(settings: Settings) -> None:
+    """Leave nothing of the three services."""
+    _remove(settings)
 
 
 def _remove(settings: Settings) -> None:

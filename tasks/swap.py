@@ -17,3 +17,9 @@ def make(settings: Settings) -> None:
         path=paths.SWAP_FILE,
         size_mib=settings.swap_file_mib,
     )
+
+
+@deploy("Swap file")
+def remove() -> None:
+    """Have no swap file of ours."""
+    swap.swap_file(name="Remove the swap file", path=paths.SWAP_FILE, size_mib=0)

@@ -37,7 +37,7 @@ def content_of(directory: Path) -> Content:
     # Whose the files are is not looked at here: not everybody who tests is root.
     command = ReleaseContent().command(str(directory)).replace("755 0", f"755 {os.geteuid()}")
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
-    return ReleaseContent().parse(done.stdout.splitlines())
+    return ReleaseContent().process(done.stdout.splitlines())
 
 
 def test_a_release_as_it_was_installed_is_whole(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_models_leftovers_and_strange_names(tmp_path: Path) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", ModelFiles().command(str(tmp_path))], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    found = ModelFiles().parse(done.stdout.splitlines())
+    found = ModelFiles().process(done.stdout.splitlines())
     assert {file.name for file in found.files} == {"a.gguf", "-rf.gguf"}
     assert set(found.leftovers) == {".ab.taken", "a.gguf.stamp.new"}
     assert found.has_downloads

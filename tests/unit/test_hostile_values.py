@@ -49,8 +49,18 @@ HOSTILE = (
 PLAIN = "plain"
 OWN_WORDS = {
     "facts.packages.InstalledPackages": "names of packages are this project's own words",
+    "facts.packages.Plan": "the same",
+    "facts.removal.Removable": "patterns of paths are this project's own words",
+    "facts.removal.Sizes": "the same",
+    "facts.removal.UnitsLeft": "so are names of units",
+    "operations.removal.removed": "the same patterns",
+    "operations.removal.schedule_removed": "the file and the locks are this project's own",
+    "operations.removal.units_removed": "units, as the fact has them",
     "operations.packages.installed": "so are units and the record",
     "operations.packages.removed": "the same",
+    "operations.ufw.restored": "rules as UFW itself lists them, and a record of root's",
+    "operations.layout.accounts_removed": "descriptions of accounts are this project's own words",
+    "facts.layout.MadeAccounts": "the same",
     "operations.ufw.firewall": "a rule is several words; settings.FirewallPort says of which characters",
 }
 """What gets no text from a host or a setting. It is run with plain words."""

@@ -318,7 +318,7 @@ def wiring(text: str | None, tmp_path: Path, answer: str = "") -> dict[str, Any]
     runuser.chmod(0o755)
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["/bin/sh", "-c", command], env=path, check=True, capture_output=True, text=True)
-    return Wiring().parse(done.stdout.splitlines())
+    return Wiring().process(done.stdout.splitlines())
 
 
 def test_the_wiring_is_read_without_openclaw_and_without_what_is_the_users(tmp_path: Path) -> None:

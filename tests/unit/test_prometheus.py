@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from facts.machine import MachineState
 from facts.prometheus import PrometheusState, parse_prometheus
-from operations.packages import _record, _remove
 from settings import Settings
 from tasks.planning import Finding, Status, disk_needs, prometheus_findings
 from tasks.prometheus import (
@@ -191,43 +189,6 @@ def test_every_port_of_the_configuration_is_a_setting() -> None:
     content = configuration_file(settings, 'vps "1"').content
     assert set(re.findall(r"127\.0\.0\.1:(\d+)", content)) == {"2001", "2002", "2003", "2004"}
     assert r'host: "vps \"1\""' in content
-
-
-@pytest.mark.parametrize("text", [_record("a b", "/r"), _remove(["a", "b"], "/r", 5), _remove([], "/r", 5)])
-def test_scripts_are_shell(text: str) -> None:
-    subprocess.run(["/bin/sh", "-n", "-c", text], check=True)
-
-
-def test_only_new_packages_are_recorded(tmp_path: Path) -> None:
-    apt = tmp_path / "apt-get"
-    apt.write_text(
-        "#!/bin/sh\necho 'Inst upgraded [1.0] (2.0 Debian [amd64])'\necho 'Inst fresh (2.0 Debian [amd64])'\n"
-        "echo 'Conf fresh (2.0 Debian [amd64])'\n"
-    )
-    apt.chmod(0o755)
-    record = tmp_path / "state" / "record"
-    for _ in range(2):
-        subprocess.run(
-            ["/bin/sh", "-euc", _record("fresh", str(record))], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True
-        )
-    assert record.read_text() == "fresh\n"
-
-
-def test_what_a_user_installed_on_top_stops_the_removal(tmp_path: Path) -> None:
-    apt = tmp_path / "apt-get"
-    asked = f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
-    apt.write_text(f"{asked}if [ $1 = -s ]; then echo 'Purg ours [1]'; echo 'Remv theirs [1]'; fi\n")
-    apt.chmod(0o755)
-    (tmp_path / "record").write_text("ours\n")
-    done = subprocess.run(
-        ["/bin/sh", "-euc", _remove(["ours"], str(tmp_path / "record"), 5)],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "in need of ours: theirs" in done.stderr
-    assert (tmp_path / "asked").read_text() == "-s purge ours\n"
 
 
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
