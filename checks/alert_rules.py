@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from checks.host import MIB
-from checks.samples import BUCKETS_SECONDS
+from checks.memory import STALLED_PERCENT
+from checks.samples import BOOT_SECONDS, BUCKETS_SECONDS
 
 if TYPE_CHECKING:
     from checks.config import Config
@@ -32,8 +33,6 @@ _FEWEST_ANSWERS = 10
 _ENOUGH_ANSWERS = 500
 """Between the two a mean above its limit counts only where it is so by two standard errors: a few long texts among many
 short answers are no slow machine."""
-_BOOT_SECONDS = 180.0
-"""After the machine's start services may still be on their way up."""
 _MARGIN = 0.03
 """How far a measure must be on the good side of its limit to count as good."""
 _FLAPPING_DOUBLINGS = 6
@@ -268,7 +267,7 @@ def _api_down(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
     sample = seen.sample
     if seen.paused or sample.api is None:
         return None
-    booting = sample.uptime_seconds is not None and sample.uptime_seconds < _BOOT_SECONDS
+    booting = sample.uptime_seconds is not None and sample.uptime_seconds < BOOT_SECONDS
     heals = _recent(state, "heals", seen)
     told = f" (restarted {_times(heals)} in the last hour)" if heals else ""
     units = {"local-llm.service": sample.service, "local-llm-gateway.service": sample.gateway}
@@ -286,7 +285,7 @@ def _api_down(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
         return Verdict(True, text + told, at_once=sample.api == "refused" and settled)
     if sample.probe == "failed":
         return Verdict(True, "the API answers, but the model completes nothing" + told)
-    if not sample.up:
+    if sample.up is False:
         return Verdict(
             True,
             "the gateway refuses requests to the model. Where somebody took it out by hand, this brings it back: "
@@ -301,6 +300,14 @@ def _memory(limits: Limits, _state: State, seen: Seen) -> Verdict | None:
         return None
     text = f"local-llm uses {used // MIB} MiB, the goal is {limits.memory_bytes // MIB} MiB"
     return _above(used, limits.memory_bytes, text)
+
+
+def _memory_stall(_limits: Limits, _state: State, seen: Seen) -> Verdict | None:
+    stalled = seen.sample.memory_stalled_percent
+    if stalled is None:
+        # A kernel that does not tell, or a service that is gone and waits for nothing.
+        return GOOD
+    return _above(stalled, STALLED_PERCENT, f"local-llm waited for memory for {stalled:.0f} % of the last minute")
 
 
 def _oom_kill(_limits: Limits, state: State, seen: Seen) -> Verdict | None:
@@ -423,6 +430,12 @@ RULES: Mapping[str, Rule] = {
         _oom_kill,
         "Requests in flight were lost. For local-llm a smaller context_tokens or prompt_cache_mib helps, or a larger "
         "memory_max_mib where the machine has it; then deploy",
+    ),
+    "memory-stall": Rule(
+        "critical",
+        _memory_stall,
+        "It is held up instead of killed. Until it is found out: sudo systemctl restart local-llm. A smaller "
+        "context_tokens or prompt_cache_mib helps, or a larger memory_max_mib where the machine has it; then deploy",
     ),
     "restart-loop": Rule(
         "critical",

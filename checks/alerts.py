@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from checks import alert_rules, delivery, health, recall
+from checks import alert_rules, delivery, health, journal, recall
 from checks.alert_rules import Limits, Message, Seen, State
 from checks.config import ALERT_UNITS, SAMPLES
 from checks.result import Status
@@ -70,13 +70,15 @@ def send_test(config: Config, host: Host, log_file: str) -> Iterator[Sent]:
     for channel in config.alerts.channels:
         done = host.run("systemctl", "start", ALERT_UNITS[channel], timeout_seconds=delivery.UNIT_SECONDS)
         left = list(delivery.waiting(host, channel))
-        reason = (_reason(host, now) or done.message) if left or done.code != 0 else ""
+        reason = ""
+        if left or done.code != 0:
+            reason = journal.last_words(host, ALERT_UNITS[channel], now).rstrip(".") or done.message
         yield Sent(channel, f"{len(left)} wait: {reason}" if reason else "")
 
 
 def ways(config: Config, host: Host) -> Iterator[str]:
     """Where alerts go, for a person."""
-    yield "alerts go to the health log and the journal (journalctl -t local-llm-alert)"
+    yield "alerts go to the health log and the journal (journalctl -t local-llm-alert _UID=0)"
     for channel in config.alerts.channels:
         count = sum(1 for _ in delivery.waiting(host, channel))
         what = config.alerts.command if channel == "command" else f"{config.alerts.webhook_format} format"
@@ -126,13 +128,3 @@ def _is_paused(host: Host, sample: Sample) -> bool:
     """Whether a deploy or a drill was at work when the sample was taken, or is now; not one that never ends."""
     locked = sample.locked_seconds is not None or health.is_locked(host)
     return locked and not health.is_overdue(sample.locked_seconds)
-
-
-def _reason(host: Host, since: float) -> str:
-    """The last thing that a unit said about why it could not send."""
-    done = host.run(
-        *("journalctl", "--no-pager", "--quiet", "--output=cat"),
-        *(f"--identifier={delivery.IDENTIFIER}", f"--since=@{int(since)}"),
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("local-llm: ")]
-    return lines[-1].removeprefix("local-llm: ").rstrip(".") if lines else ""

@@ -246,7 +246,7 @@ def _chunk(payload: bytes) -> tuple[str, str]:
         if not choices:  # the closing chunk with token counts has none
             return "", ""
         return choices[0]["delta"].get("content") or "", choices[0].get("finish_reason") or ""
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise ApiError(f"the stream holds a malformed chunk: {_clip(payload.decode(errors='replace'))}") from None
 
 
@@ -318,7 +318,7 @@ def _json(response: requests.Response) -> dict[str, Any]:
         response.close()
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ApiError("the answer is not JSON") from None
     if not isinstance(data, dict):
         raise ApiError("the answer is not a JSON object")
@@ -335,7 +335,7 @@ def _entries_on_socket(config: Config, host: Host) -> Any:
     """What llama-server itself lists; empty where this user may not ask or it does not answer."""
     try:
         return json.loads(probe.models_over_socket(str(host.path(config.socket))))["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

@@ -7,6 +7,7 @@ Sources: cgroups(7), the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/memory
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +31,11 @@ class Mount:
 
 @dataclass(frozen=True)
 class Memory:
-    """A unit's memory. None: the kernel or systemd does not say."""
+    """A unit's memory. None: the kernel or systemd does not say, as cgroup v1 does of the last three.
+
+    `high_events` and `max_events`: how often it was held up at memory.high, or had to give memory back at memory.max.
+    `stalled_percent`: of the last minute, how much all of its processes waited for memory at once.
+    """
 
     source: str
     current_bytes: int | None
@@ -38,6 +43,9 @@ class Memory:
     limit_bytes: int | None
     file_cache_bytes: int | None
     oom_kills: int | None
+    high_events: int | None = None
+    max_events: int | None = None
+    stalled_percent: float | None = None
 
 
 def parse_proc_cgroup(text: str) -> dict[str, str]:
@@ -120,14 +128,24 @@ def _own_folders(host: Host, unit: Unit) -> Iterator[tuple[str, int]]:
             yield folder, version
 
 
+def parse_stalled_percent(text: str) -> float | None:
+    """Of memory.pressure: "full avg10=57.00 avg60=41.10 avg300=9.02 total=…", the one of a minute."""
+    found = re.search(r"^full .*\bavg60=([0-9]+(?:\.[0-9]+)?)", text, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
 def _read_v2(host: Host, folder: str) -> Memory:
+    events = parse_flat_keys(_text(host, f"{folder}/memory.events") or "")
     return Memory(
         source="cgroup v2",
         current_bytes=_number(host, f"{folder}/memory.current"),
         peak_bytes=_number(host, f"{folder}/memory.peak"),
         limit_bytes=_number(host, f"{folder}/memory.max"),
         file_cache_bytes=_key(host, f"{folder}/memory.stat", "file"),
-        oom_kills=_key(host, f"{folder}/memory.events", "oom_kill"),
+        oom_kills=events.get("oom_kill"),
+        high_events=events.get("high"),
+        max_events=events.get("max"),
+        stalled_percent=parse_stalled_percent(_text(host, f"{folder}/memory.pressure") or ""),
     )
 
 

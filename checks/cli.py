@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checks import __version__
+from checks import __version__, output
 from checks.config import (
     ALERT_UNITS,
     DEFAULT_PATH,
@@ -63,6 +63,11 @@ logs:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    with output.edge():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -208,6 +213,10 @@ def _health(arguments: argparse.Namespace) -> int:
         if not arguments.log:
             print("Another health check is running; this one did nothing.")
         return 0
+    except rounds.StoppingError:
+        if not arguments.log:
+            print("The machine is being shut down; nothing was checked.")
+        return 0
     except OSError as error:
         return _fail(f"The health check could not be made: {error}. Use sudo for --log.", EXIT_FAILED)
     return _tell(done, arguments.log, "What is wrong, and what helps: sudo local-llm test")
@@ -246,27 +255,23 @@ def _tell(done: rounds.Run, logged: bool, hint: str) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    import json
-
     from checks import report, runner
 
     config, host = load(arguments.config), Host()
     results, seconds = runner.run(config, host)
     if arguments.json:
-        print(json.dumps(report.as_json(results, seconds, host.now()), indent=2, ensure_ascii=False))
+        print(output.as_json(report.as_json(results, seconds, host.now()), indent=2))
     else:
-        print(report.as_table(results, seconds, colour=_colour()))
+        output.show(report.as_table(results, seconds), _colour())
     return report.exit_code(results)
 
 
 def _version(arguments: argparse.Namespace) -> int:
-    import json
-
     from checks import status
 
     versions = status.versions(load(arguments.config), Host())
     if arguments.json:
-        print(json.dumps(versions, indent=2, ensure_ascii=False))
+        print(output.as_json(versions, indent=2))
         return 0
     model = versions["model"]
     print(f"llama.cpp    {versions['llama_cpp_commit'] or 'not installed'}")
@@ -278,7 +283,7 @@ def _version(arguments: argparse.Namespace) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from checks import ask, report
+    from checks import ask
 
     url, model = _target(arguments)
     given = b" ".join(sys.stdin.buffer.read() if part == "-" else os.fsencode(part) for part in arguments.question)
@@ -290,12 +295,11 @@ def _ask(arguments: argparse.Namespace) -> int:
     if not question:
         return _fail("The question is empty.", EXIT_USAGE)
     answer = ask.Answer(url, question, model, arguments.max_tokens)
-    clean: Callable[[str], str] = report.printable_text if sys.stdout.isatty() else str
     wrote = False
     try:
         for piece in answer:
             wrote = True
-            sys.stdout.write(clean(piece))
+            sys.stdout.write(piece)
             sys.stdout.flush()
     except ask.AskError as error:
         if wrote:
@@ -330,13 +334,11 @@ def _route(arguments: argparse.Namespace) -> int:
         found = route.explain(config.api_url, body, arguments.path, headers)
     except route.RouteError as error:
         return _fail(str(error), EXIT_FAILED)
-    print(json.dumps(found.raw, indent=2) if arguments.json else "\n".join(route.lines(found)))
+    print(output.as_json(found.raw, indent=2) if arguments.json else "\n".join(route.lines(found)))
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    import json
-
     from checks import samples, week
 
     config, host = load(arguments.config), Host()
@@ -353,15 +355,13 @@ def _report(arguments: argparse.Namespace) -> int:
     if notice:
         print(f"local-llm: warning: {notice}.", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(week.as_json(found), ensure_ascii=False, separators=(",", ":")))
+        print(output.as_json(week.as_json(found)))
     else:
-        print("\n".join(week.lines(found, colour=_colour())))
+        output.show("\n".join(week.lines(found)), _colour())
     return EXIT_FAILED if found.missed else 0
 
 
 def _alerts(arguments: argparse.Namespace) -> int:
-    import json
-
     from checks import alert_rules, alerts, delivery, samples
 
     config, host = load(arguments.config), Host()
@@ -383,13 +383,11 @@ def _alerts(arguments: argparse.Namespace) -> int:
         found = alert_rules.as_json(state)
         screen = [*alert_rules.lines(state, host.now()), "", *alerts.ways(config, host)]
         failed = bool(alert_rules.opened(state))
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(screen))
+    print(output.as_json(found, indent=2) if arguments.json else "\n".join(screen))
     return EXIT_FAILED if failed else 0
 
 
 def _drill(arguments: argparse.Namespace) -> int:
-    import json
-
     from checks import drill
 
     config, host = load(arguments.config), Host()
@@ -405,7 +403,7 @@ def _drill(arguments: argparse.Namespace) -> int:
     except (drill.DrillError, OSError) as error:
         return _fail(str(error), EXIT_FAILED)
     if arguments.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(output.as_json(found.as_json(), indent=2))
     else:
         print("\n".join((drill.log_lines if arguments.run else drill.lines)(found)))
     return 0 if found.ok else EXIT_FAILED

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from checks import gateway, health, probe, route
+from checks import gateway, health, journal, probe, route
 from checks.config import DEPLOY_LOCK, DRILL_RECORD, DRILL_TAKEN_OUT, DRILL_UNIT
 from checks.gateway import CLOUD, LOCAL, Side
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from checks.host import Host
 
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-_IDENTIFIER = "local-llm-drill"
 
 # The unit's TimeoutStartSec is above what two sides can take with these.
 LOCK_SECONDS = 3.0
@@ -99,7 +98,7 @@ def start(host: Host) -> Drill:
     found = read_record(host)
     if found is None or found.time < began:
         unknown = f"the drill did not end by itself ({done.message}): sudo journalctl -u {DRILL_UNIT} -n 20"
-        raise DrillError(_reason(host, began) or unknown)
+        raise DrillError(journal.last_words(host, DRILL_UNIT, began) or unknown)
     return found
 
 
@@ -312,11 +311,3 @@ def _taken_out(host: Host) -> Side | None:
 def _recorded(host: Host, drill: Drill) -> Drill:
     host.replace(DRILL_RECORD, json.dumps(drill.as_json(), indent=2) + "\n", 0o600)
     return drill
-
-
-def _reason(host: Host, since: int) -> str:
-    """The last thing the unit's command said, where it did not get to a record."""
-    done = host.run(
-        "journalctl", "--no-pager", "--quiet", "--output=cat", f"--identifier={_IDENTIFIER}", f"--since=@{since}"
-    )
-    return done.message.removeprefix("local-llm: ") if done.stdout.strip() else ""

@@ -11,6 +11,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from checks.output import printable
+
 if TYPE_CHECKING:
     from checks.config import Config
     from checks.host import Host
@@ -78,7 +80,7 @@ def server(config: Config, host: Host, side: Side) -> Server:
         # A star means that the next check is under way.
         check=row.get("check_status", "").removeprefix("* "),
         code=row.get("check_code", ""),
-        detail=_printable(row.get("last_chk", "")),
+        detail=_line(row.get("last_chk", "")),
         waiting=sum(_number(own[name], "qcur") for name in (side.server, "BACKEND") if name in own),
         working=_number(row, "scur"),
     )
@@ -88,7 +90,7 @@ def set_state(config: Config, host: Host, side: Side, state: Literal["maint", "r
     """Take a side out (what it works on goes on) or bring it back; raises like `server`."""
     said = _ask(config, host, f"set server {side.backend}/{side.server} state {state}").strip()
     if said:
-        raise GatewayError(f"the gateway refuses to set {side.name} to {state}: {_printable(said)}")
+        raise GatewayError(f"the gateway refuses to set {side.name} to {state}: {_line(said)}")
 
 
 def _ask(config: Config, host: Host, command: str) -> str:
@@ -118,6 +120,6 @@ def _number(row: dict[str, str], column: str) -> int:
     return int(value) if value.isdigit() else 0
 
 
-def _printable(text: str) -> str:
+def _line(text: str) -> str:
     """One line: some of it was said by the other end."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return " ".join(printable(text).split())

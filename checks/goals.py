@@ -14,6 +14,7 @@ from checks.history import LOCAL, ROUTED_UTILITY, History, Period
 from checks.host import MIB
 
 KNOWN_PERCENT = 90
+NAMES = ("utility-local", "response-time", "oom-kills", "uptime", "memory")
 _WORST = 3
 
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from checks import cgroup, gateway, journal, machine, probe
 from checks.config import DEPLOY_LOCK, DRILL_RECORD
 from checks.host import MIB
-from checks.memory import NEAR_LIMIT
+from checks.memory import NEAR_LIMIT, STALLED_PERCENT
+from checks.output import printable
 from checks.samples import HEALTH, Sample, window_seconds
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def measure(config: Config, host: Host, window: Window | None = None, before: Sa
         *_api(api),
         *asked.reasons,
         *_memory(config, rss),
+        *_stalled(memory),
         *oom_reasons,
         *_overdue(locked),
     )
@@ -126,6 +128,9 @@ def measure(config: Config, host: Host, window: Window | None = None, before: Sa
         rss_bytes=rss,
         memory_bytes=memory.current_bytes if service.pid else None,
         memory_peak_bytes=memory.peak_bytes if service.pid else None,
+        memory_high_events=memory.high_events,
+        memory_max_events=memory.max_events,
+        memory_stalled_percent=memory.stalled_percent,
         restarts=service.restarts,
         gateway_restarts=front.restarts,
         queue=local.waiting if local else None,
@@ -155,6 +160,9 @@ def format_line(sample: Sample) -> str:
         "requests": sum(sample.requests.values()) if sample.window_seconds is not None else None,
         "queue": sample.queue,
         "cloud": sample.cloud,
+        "memory_high": sample.memory_high_events,
+        "memory_max": sample.memory_max_events,
+        "memory_stalled_percent": sample.memory_stalled_percent,
     }
     if sample.healed:
         values["healed"] = sample.healed
@@ -280,6 +288,12 @@ def _memory(config: Config, rss: int | None) -> tuple[str, ...]:
     if rss is None or rss < config.memory_max_mib * NEAR_LIMIT * MIB:
         return ()
     return (f"memory is near its limit: {rss // MIB} of {config.memory_max_mib} MiB",)
+
+
+def _stalled(memory: cgroup.Memory) -> tuple[str, ...]:
+    if memory.stalled_percent is None or memory.stalled_percent <= STALLED_PERCENT:
+        return ()
+    return (f"the service waited for memory for {memory.stalled_percent:.0f} % of the last minute",)
 
 
 def _oom(
@@ -444,7 +458,7 @@ def mib(value: int | None) -> int | None:
 
 def _quoted(text: str) -> str:
     """As logfmt has it: quotes around anything but one plain word; one line whatever the text holds."""
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    text = " ".join(printable(text).split())
     if _PLAIN.fullmatch(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

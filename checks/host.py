@@ -6,6 +6,7 @@ Every path goes through `Host.path`, so that a test can point a Host at a folder
 from __future__ import annotations
 
 import os
+import selectors
 import stat
 import subprocess
 import time
@@ -17,6 +18,10 @@ from checks import systemd
 
 COMMAND_TIMEOUT_SECONDS = 30.0
 MIB = 1024 * 1024
+MOST_BYTES = 16 * MIB
+"""What is read of a command at most: some 25,000 of the gateway's lines as the journal tells them."""
+
+_LONGEST_MESSAGE = 300
 
 # cron's PATH has no sbin, where ufw and logrotate live; C keeps the texts that are parsed.
 _COMMAND_ENVIRONMENT = {
@@ -30,17 +35,18 @@ _COMMAND_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Command:
-    """What a finished command left behind."""
+    """What a finished command left behind; `cut`: it had more to say than was read."""
 
     code: int
     stdout: str
     stderr: str
+    cut: bool = False
 
     @property
     def message(self) -> str:
         """The last line it said, for a person."""
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        return lines[-1].strip() if lines else f"exit code {self.code}"
+        return lines[-1].strip()[:_LONGEST_MESSAGE] if lines else f"exit code {self.code}"
 
 
 @dataclass(frozen=True)
@@ -136,23 +142,30 @@ class Host:
     def run(self, *argv: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> Command:
         """Run a command without a shell; never raises for its exit code.
 
-        Raises FileNotFoundError when it is not installed, TimeoutError when it takes too long.
+        One that says more than MOST_BYTES is ended, and its last whole line is the last that counts. Raises
+        FileNotFoundError when it is not installed, TimeoutError when it takes too long.
         """
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 argv,
-                capture_output=True,
                 stdin=subprocess.DEVNULL,
-                timeout=timeout_seconds,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=_COMMAND_ENVIRONMENT,
-                encoding="utf-8",
-                errors="replace",
             )
         except FileNotFoundError:
             raise FileNotFoundError(f"{argv[0]} is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"`{' '.join(argv)}` gave no answer in {timeout_seconds:.0f} s") from None
-        return Command(done.returncode, done.stdout, done.stderr)
+        with process:
+            try:
+                out, err, cut = _read(process, timeout_seconds)
+                code = process.wait(timeout_seconds)
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise TimeoutError(f"`{' '.join(argv)}` gave no answer in {timeout_seconds:.0f} s") from None
+            finally:
+                process.kill()
+        if cut:
+            code, out = 0, out[: out.rfind(b"\n") + 1]
+        return Command(code, out.decode(errors="replace"), err.decode(errors="replace"), cut)
 
     def units(self, *names: str) -> list[systemd.Unit]:
         """The state of systemd units, asked for once in the life of this object."""
@@ -167,6 +180,13 @@ class Host:
 
     def unit(self, name: str) -> systemd.Unit:
         return self.units(name)[0]
+
+    def is_stopping(self) -> bool:
+        """Whether the machine is being shut down or rebooted in order."""
+        try:
+            return self.run("systemctl", "is-system-running").stdout.strip() == "stopping"
+        except (OSError, TimeoutError):
+            return False
 
     def rss_bytes(self, pid: int) -> int:
         """Resident memory of a process; raises ProcessLookupError when it is gone."""
@@ -192,3 +212,29 @@ def _name_or_id(name: Callable[[], str], number: int) -> str:
         return name()
     except KeyError:
         return str(number)
+
+
+def _read(process: subprocess.Popen[bytes], timeout_seconds: float) -> tuple[bytes, bytes, bool]:
+    """What a command says until its end, on both ways out, and whether it was ended for saying too much."""
+    assert process.stdout
+    assert process.stderr
+    deadline = time.monotonic() + timeout_seconds
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    cut = False
+    with selectors.DefaultSelector() as open_ends:
+        for end in said:
+            open_ends.register(end, selectors.EVENT_READ)
+        while open_ends.get_map() and not cut:
+            ready = open_ends.select(deadline - time.monotonic())
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                piece = os.read(key.fd, 64 * 1024)
+                said[key.fd] += piece
+                if not piece:
+                    open_ends.unregister(key.fd)
+            cut = sum(map(len, said.values())) > MOST_BYTES
+    if cut:
+        process.kill()
+    out, err = said.values()
+    return bytes(out), bytes(err), cut

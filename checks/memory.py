@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # From here on the kernel throttles (MemoryHigh is 91 % of MemoryMax by default), and kills at 100 %.
 NEAR_LIMIT = 0.9
 
+STALLED_PERCENT = 25.0
+"""So much of a minute, and the service as good as stands still: while it did, the kernel said 57 % (full, of 10 s)."""
+
 
 def resident(config: Config, host: Host) -> Iterator[Result]:
     """Resident memory: over the goal is a WARN, near the limit a FAIL."""

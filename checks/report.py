@@ -18,13 +18,12 @@ from itertools import groupby
 from typing import Any
 
 from checks import __version__
+from checks.output import printable
 from checks.result import Result, Status
 
 WIDTH = 100
 _NAME_WIDTH = 38
 _INDENT = " " * 8
-_COLOURS = {Status.PASS: "\033[32m", Status.WARN: "\033[33m", Status.FAIL: "\033[31m"}
-_RESET = "\033[0m"
 
 
 def summary(results: Sequence[Result]) -> dict[str, int]:
@@ -57,28 +56,25 @@ def as_json(results: Sequence[Result], seconds: float, now: float) -> dict[str, 
     }
 
 
-def as_table(results: Sequence[Result], seconds: float, colour: bool = False) -> str:
+def as_table(results: Sequence[Result], seconds: float) -> str:
     lines: list[str] = []
     for group, members in groupby(results, key=lambda result: result.group):
         lines += [group.upper()]
         for result in members:
-            lines += _row(result, colour)
+            lines += _row(result)
         lines += [""]
     counts = ", ".join(f"{count} {status}" for status, count in summary(results).items())
     return "\n".join([*lines, f"{counts} in {seconds:.1f} s"])
 
 
-def _row(result: Result, colour: bool) -> Iterator[str]:
-    status = f"{result.status.value:4}"
-    if colour:
-        status = f"{_COLOURS[result.status]}{status}{_RESET}"
+def _row(result: Result) -> Iterator[str]:
     text = printable(result.value) + _beside(result)
     name = textwrap.wrap(printable(result.name), _NAME_WIDTH) or [""]
     values = textwrap.wrap(text, WIDTH - len(_INDENT) - _NAME_WIDTH - 2) or [""]
     for number in range(max(len(name), len(values))):
         left = name[number] if number < len(name) else ""
         right = values[number] if number < len(values) else ""
-        start = f"  {status}  " if number == 0 else _INDENT
+        start = f"  {result.status.value:4}  " if number == 0 else _INDENT
         yield f"{start}{left:{_NAME_WIDTH}}  {right}".rstrip()
     if result.remedy:
         # A command stays on one line as far as it fits, so that it can be copied.
@@ -99,13 +95,3 @@ def _beside(result: Result) -> str:
     if result.status is Status.PASS or not result.limit:
         return ""
     return f" (expected: {printable(result.limit)})"
-
-
-def printable(text: str) -> str:
-    """Without control characters: some of the text comes from a model or a log, and a terminal obeys."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def printable_text(text: str) -> str:
-    """Like `printable`, but keeps line breaks and tabs: for an answer in several lines."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "" for char in text)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _CURSOR = "journal-cursor"
 # Running totals: as of the last sample of each kind.
 _LATEST = 12
+_LONGEST_REASON = 400
 _TOTALS = {HEALTH: "totals", METRICS: "totals-of-metrics"}
 
 T = TypeVar("T")
@@ -49,15 +50,22 @@ class _History:
     totals: Totals
 
 
+class StoppingError(Exception):
+    """The machine is being shut down: what is stopped is meant to be, and says nothing of the service."""
+
+
 def look(config: Config, host: Host) -> Run:
-    """A health run for a person: nothing is stored, written, healed or told to anybody."""
+    """A health run for a person: nothing is stored, written, healed or told to anybody. Raises StoppingError."""
     with _history(host, HEALTH) as (history, _):
         sample, _ = _measured(config, host, history)
     return Run(health.format_line(sample), sample.ok)
 
 
 def health_run(config: Config, host: Host, log_file: str) -> Run:
-    """Measure, heal, store, write the text file for Prometheus and the line, and tell whom it concerns."""
+    """Measure, heal, store, write the text file for Prometheus and the line, and tell whom it concerns.
+
+    Raises StoppingError, and leaves nothing behind: the first run after the next boot counts on from the one before.
+    """
     with _history(host, HEALTH) as (history, unopened):
         store = history.store if history else None
         sample, found = _measured(config, host, history)
@@ -147,7 +155,12 @@ def _measured(config: Config, host: Host, history: _History | None) -> tuple[Sam
         found, unread = _attempt(lambda: window.read(config, host, history.cursor))
     last = history.last if history else None
     sample = health.measure(config, host, found, last)
-    return _failed(replace(sample, window_seconds=window_seconds(sample, last)), unread), found
+    # Asked after all else, so that a shutdown that began meanwhile is seen; and only where something is wrong.
+    if not sample.ok and host.is_stopping():
+        raise StoppingError
+    cut = "the gateway has logged more since the last check than is read at once; the next ones count the rest"
+    sample = replace(sample, window_seconds=window_seconds(sample, last))
+    return _failed(sample, unread, cut if found and found.cut else None), found
 
 
 def _store_health(store: Store, sample: Sample, found: Window | None, totals: Totals) -> Sample:
@@ -166,8 +179,8 @@ def _write_textfile(config: Config, host: Host, sample: Sample, totals: Totals |
 
 
 def _failed(sample: Sample, *problems: str | None) -> Sample:
-    """The sample with more reasons to fail."""
-    reasons = (*sample.reasons, *(problem for problem in problems if problem))
+    """The sample with more reasons to fail; some quote what others said, at any length."""
+    reasons = tuple(why[:_LONGEST_REASON] for why in (*sample.reasons, *problems) if why)
     return replace(sample, reasons=reasons, ok=not reasons)
 
 

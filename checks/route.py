@@ -12,31 +12,14 @@ from typing import Any
 
 from checks import probe
 from checks.probe import PostError, Reply
+from checks.words import OTHER, RULES
 
 DEFAULT_PATH = "/v1/chat/completions"
 EXPLAIN = "X-LLM-Explain"
 # They frame the request, or decide whether it is served at all.
 _OWN_HEADERS = (EXPLAIN.lower(), "content-length", "transfer-encoding", "connection", "expect")
+_LONGEST_WORDS = 300
 
-_RULES = {
-    "local-model": "the request names the local model, so it never leaves this machine",
-    "asked-local": "the header X-LLM-Route: local asks for it, so it never leaves this machine",
-    "no-cloud": "no cloud is configured, so everything is answered here",
-    "no-model": "it names no model, or not one alone, so it never leaves this machine",
-    "unlisted-model": "its model is none of cloud_models (or cloud_model_aliases), so it never leaves this machine",
-    "local-endpoint": "the cloud does not serve this path",
-    "embeddings": "only the cloud makes embeddings",
-    "asked-local-first": "the header X-LLM-Route: local-first asks for it",
-    "asked-cloud-only": "the header X-LLM-Route: cloud-only asks for it",
-    "asked-cloud": "the header X-LLM-Route: cloud asks for it",
-    "priority": "its service_tier is one of route_priority_tiers",
-    "reasoning": "its reasoning effort is none of route_low_efforts",
-    "long-prompt": "its prompt is estimated above route_long_prompt_tokens",
-    "long-answer": "it asks for more tokens than route_long_answer_tokens",
-    "utility-task": "its header X-LLM-Task is one of route_utility_tasks",
-    "short-prompt": "its prompt is estimated below route_short_prompt_tokens",
-    "default": "no other rule fits",
-}
 _ROUTES = {
     "local-only": "local, and nowhere else",
     "local-first": "local; the cloud where local is down, its queue is full, or it refuses",
@@ -50,6 +33,7 @@ _CLOUD = {
     "limited": "limited: cloud_requests_per_minute is used up",
     "none": "none configured",
 }
+_SIDES = ("local", "cloud", "gateway")
 _LOCAL = {"up": "up", "full": "full: its queue takes no more", "down": "down (why: sudo local-llm status)"}
 
 
@@ -106,7 +90,7 @@ def parse_header(text: str) -> tuple[str, str]:
 def lines(found: Explanation) -> Iterator[str]:
     """The explanation for a person."""
     rows = {
-        "rule": f"{found.rule}: {_RULES.get(found.rule, 'a rule of the gateway')}",
+        "rule": f"{found.rule}: {RULES.get(found.rule, 'a rule of the gateway')}",
         "prompt": f"about {found.prompt_tokens} tokens, "
         + ("fits the local context" if found.fits_local else "does not fit the local context"),
         "answer": "no limit set" if found.max_tokens is None else f"at most {found.max_tokens} tokens",
@@ -156,17 +140,20 @@ def _explained(api_url: str, path: str, reply: Reply) -> Explanation:
 def _explanation(data: dict[str, Any]) -> Explanation:
     words = {key: data[key] for key in ("rule", "route", "would_use", "cloud", "local")}
     tokens, limit, fits = data["estimated_prompt_tokens"], data["max_tokens"], data["fits_local"]
+    known = {"rule": RULES, "route": _ROUTES, "would_use": _SIDES, "cloud": _CLOUD, "local": _LOCAL}
     if not all(isinstance(word, str) for word in words.values()):
         raise TypeError
+    words = {name: word if word in known[name] else OTHER for name, word in words.items()}
     if not isinstance(tokens, int) or not isinstance(limit, int | None) or not isinstance(fits, bool):
         raise TypeError
-    return Explanation(**words, prompt_tokens=tokens, max_tokens=limit, fits_local=fits, raw=data)
+    raw = {**words, **{key: data[key] for key in ("estimated_prompt_tokens", "max_tokens", "fits_local")}}
+    return Explanation(**words, prompt_tokens=tokens, max_tokens=limit, fits_local=fits, raw=raw)
 
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -175,4 +162,4 @@ def _said(reply: Reply, data: dict[str, Any]) -> str:
     error = data.get("error")
     message = error.get("message") if isinstance(error, dict) else error
     text = message if isinstance(message, str) else reply.body[:200].decode(errors="replace")
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split()) or "without a word"
+    return " ".join(text[:_LONGEST_WORDS].split()) or "without a word"

@@ -18,6 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from checks import words
+
 Kind = Literal["health", "metrics"]
 HEALTH: Kind = "health"
 METRICS: Kind = "metrics"
@@ -33,12 +35,19 @@ BUCKETS_SECONDS = (
 """Upper bounds, inclusive, of a histogram's buckets; one more bucket has no bound. A stored sample relies on them: a
 change of this list needs a new name for the field."""
 
+BOOT_SECONDS = 180.0
+"""After the machine's start services may still be on their way up."""
+
 _BUSY_SECONDS = 5.0
 # Less than this and SQLite cannot write: its shared-memory file alone takes 32 KiB.
 _FULL_BELOW_BYTES = 256 * 1024
 _DAY_SECONDS = 86400
 _WITNESSES = 288
 """Samples that tell the time, a day's at 5 minutes: a single one may have been taken under a wrong clock."""
+_LARGE_BYTES = 64 * 1024
+"""More than any sample takes: its keys are of closed lists (`words`), its texts are short."""
+_VERSION = 1
+"""Of the stored samples: 1 since keys are of closed lists."""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _SCHEMA = """
@@ -124,13 +133,17 @@ class Sample:
 
     `window_seconds` is the time since the sample of this kind before, by a clock that does not jump; the first has
     none. What the window counts: `requests` by "backend/reason/status" (2xx, 4xx, 5xx, aborted by the client, broken
-    off by the backend), `responses` (whole answers) and `first_bytes` of 2xx answers by backend, `queue_seconds_max`.
+    off by the backend; all of `words`), `responses` (whole answers) and `first_bytes` of 2xx answers by backend,
+    `queue_seconds_max`.
     The gateway's own answers and refusals count as backend gateway; probes and questions (/health, X-LLM-Explain) not.
     `cloud_refusals` are the cloud's answers that refuse the gateway whatever is asked, by status.
 
     Counters that only grow, and fall to 0: with the service `cpu_seconds`, `tokens_in`, `tokens_out`, `prompt_seconds`,
     `generation_seconds`, `decodes` (steps of the model's work); with a start on purpose `restarts` and
     `gateway_restarts`; with the history `oom_kills` and `gateway_oom_kills`. `uptime_seconds` is the machine's.
+
+    `memory_high_events` and `memory_max_events` count with the service how often it was held up at memory.high, or had
+    to give memory back at memory.max; `memory_stalled_percent` of the last minute all of it waited for memory.
 
     `stalled_seconds`: how long the model has been busy without any progress; None where it is idle. `locked_seconds`:
     how long the lock of deploys and drills has been held; None where it is free.
@@ -154,6 +167,9 @@ class Sample:
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     memory_limit_bytes: int | None = None
+    memory_high_events: int | None = None
+    memory_max_events: int | None = None
+    memory_stalled_percent: float | None = None
     oom_kills: int | None = None
     gateway_oom_kills: int | None = None
     restarts: int | None = None
@@ -185,11 +201,13 @@ class Sample:
         """Whether requests were served; None where the sample does not know.
 
         /health was answered, and the small completion where it was tried. One that the gateway refused itself counts
-        as served where the cloud stands in.
+        as served where the cloud stands in. While the machine starts, the time in which it was off goes on.
         """
         if self.api is None:
             return None
-        return self.api == "ok" and self.probe != "failed" and (self.probe != "refused" or self.cloud == "up")
+        served = self.api == "ok" and self.probe != "failed" and (self.probe != "refused" or self.cloud == "up")
+        booting = self.uptime_seconds is not None and self.uptime_seconds < BOOT_SECONDS
+        return None if booting and not served else served
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps; what is not known or empty is left out."""
@@ -209,8 +227,15 @@ class Sample:
         known = {name: data[name] for name in _NAMES if name in data}
         known["reasons"] = tuple(known.get("reasons", ()))
         for name in _HISTOGRAMS & known.keys():
-            known[name] = {backend: Histogram.from_json(each) for backend, each in known[name].items()}
+            known[name] = histograms(known[name])
+        if "requests" in known:
+            known["requests"] = words.requests(known["requests"])
         return cls(**known)
+
+
+def histograms(data: Mapping[str, Any]) -> dict[str, Histogram]:
+    """By backend, from `Histogram.as_json`; those of no backend are left out."""
+    return {backend: Histogram.from_json(each) for backend, each in data.items() if backend in words.BACKENDS}
 
 
 _NAMES = tuple(each.name for each in fields(Sample))
@@ -257,8 +282,8 @@ class Store:
         def write(db: sqlite3.Connection) -> None:
             nonlocal stored
             stored = _at_free_time(db, sample)
-            text = json.dumps(stored.as_json(), ensure_ascii=False, separators=(",", ":"))
-            db.execute("INSERT INTO samples (kind, time, data) VALUES (?, ?, ?)", (stored.kind, stored.time, text))
+            row = (stored.kind, stored.time, _as_text(stored))
+            db.execute("INSERT INTO samples (kind, time, data) VALUES (?, ?, ?)", row)
             _put(db, state or {})
 
         self._write(write)
@@ -328,6 +353,7 @@ class Store:
             # A power cut may take the last samples with it, never the database (SQLite's own words on WAL).
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(_SCHEMA)
+            _shrink(db)
         except sqlite3.Error:
             db.close()
             raise
@@ -424,6 +450,27 @@ def increase(before: float | None, now: float | None) -> float | None:
     if before is None or now is None:
         return None
     return now - before if now >= before else now
+
+
+def _shrink(db: sqlite3.Connection) -> None:
+    """Once: samples that hold keys without end, made of a log that anybody wrote into, are stored anew without."""
+    if db.execute("PRAGMA user_version").fetchone()[0] >= _VERSION:
+        return
+    too_large = "SELECT id, data FROM samples WHERE length(CAST(data AS BLOB)) > ?"
+    # Where another process writes, or there is no space, the next one does it.
+    with suppress(sqlite3.OperationalError):
+        found = db.execute(too_large, (_LARGE_BYTES,)).fetchall()
+        for number, text in found:
+            for sample in _samples([(text,)]):
+                db.execute("UPDATE samples SET data = ? WHERE id = ?", (_as_text(sample), number))
+        db.execute("DELETE FROM samples WHERE length(CAST(data AS BLOB)) > ?", (_LARGE_BYTES,))
+        if found:
+            db.execute("VACUUM")
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _as_text(sample: Sample) -> str:
+    return json.dumps(sample.as_json(), ensure_ascii=False, separators=(",", ":"))
 
 
 def _at_free_time(db: sqlite3.Connection, sample: Sample) -> Sample:

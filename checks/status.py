@@ -119,9 +119,11 @@ def _memory(config: Config, host: Host) -> str:
     except OSError:
         parts.append("resident memory not visible")
     if accounted.current_bytes is not None:
-        parts.append(f"{accounted.current_bytes / MIB:.0f} MiB with file cache")
+        parts.append(f"{accounted.current_bytes / MIB:.0f} MiB with the file cache charged to it")
     if accounted.peak_bytes is not None:
         parts.append(f"{accounted.peak_bytes / MIB:.0f} MiB at its highest")
+    if accounted.stalled_percent:
+        parts.append(f"waited for memory for {accounted.stalled_percent:.0f} % of the last minute")
     return ", ".join(parts) + f" (goal {config.memory_goal_mib} MiB, limit {config.memory_max_mib} MiB)"
 
 

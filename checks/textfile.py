@@ -78,6 +78,10 @@ def _gauges(sample: Sample) -> Iterator[Metric]:
         "local_llm_cgroup_memory_bytes": ("Memory of the service with its file cache.", sample.memory_bytes),
         "local_llm_cgroup_memory_peak_bytes": ("The most of that since its start.", sample.memory_peak_bytes),
         "local_llm_memory_limit_bytes": ("Memory at which the kernel kills it.", sample.memory_limit_bytes),
+        "local_llm_memory_stalled_ratio": (
+            "How much of the last minute all of the service waited for memory; missing where the kernel does not tell.",
+            None if sample.memory_stalled_percent is None else sample.memory_stalled_percent / 100,
+        ),
         "local_llm_swap_used_bytes": ("Swap in use on the machine.", sample.swap_used_bytes),
         "local_llm_disk_free_bytes": ("Free space of the disk with the history.", sample.disk_free_bytes),
         "local_llm_disk_total_bytes": ("Size of that disk.", sample.disk_total_bytes),
@@ -104,6 +108,14 @@ def _counters(sample: Sample, totals: Totals) -> Iterator[Metric]:
         ),
         "local_llm_oom_kills": ("Kills of llama-server for lack of memory.", sample.oom_kills),
         "local_llm_gateway_oom_kills": ("Kills of the gateway for lack of memory.", sample.gateway_oom_kills),
+        "local_llm_memory_high_events": (
+            "How often the kernel held llama-server up at memory.high, since its start.",
+            sample.memory_high_events,
+        ),
+        "local_llm_memory_max_events": (
+            "How often llama-server had to give memory back at its limit, since its start.",
+            sample.memory_max_events,
+        ),
         "local_llm_heals": ("Restarts of a service by the health check.", totals.heals),
         "local_llm_prompt_tokens": ("Tokens that llama-server has read since its start.", sample.tokens_in),
         "local_llm_generated_tokens": ("Tokens that it has written since its start.", sample.tokens_out),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from checks.samples import Histogram, Sample
+from checks import words
+from checks.samples import Histogram, Sample, histograms
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,16 @@ class Totals:
 
     @classmethod
     def from_text(cls, text: str | None) -> Totals:
-        """From `as_text`; without any or from something else, totals of nothing."""
+        """From `as_text`; without any or from something else, totals of nothing.
+
+        Keys that are of no closed list (`words`) are not kept, whatever wrote them.
+        """
         try:
             data: dict[str, Any] = json.loads(text or "{}")
             return cls(
-                requests=data.get("requests", {}),
-                responses={key: Histogram.from_json(each) for key, each in data.get("responses", {}).items()},
-                first_bytes={key: Histogram.from_json(each) for key, each in data.get("first_bytes", {}).items()},
+                requests=words.requests(data.get("requests", {})),
+                responses=histograms(data.get("responses", {})),
+                first_bytes=histograms(data.get("first_bytes", {})),
                 runs=data.get("runs", {}),
                 probes=data.get("probes", {}),
                 heals=data.get("heals", 0),

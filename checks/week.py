@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from checks import __version__, goals
 from checks.goals import Goal, Targets, Verdict, Worst, count, known_percent, number, percent_text, seconds
 from checks.history import DAY_SECONDS, Gap, History, summarise, window
-from checks.report import WIDTH, printable
+from checks.output import printable
+from checks.report import WIDTH
 from checks.samples import HEALTH
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from checks.samples import Store
 
 FORMAT = 1
-_COLOURS = {Verdict.PASS: "\033[32m", Verdict.FAIL: "\033[31m", Verdict.UNKNOWN: "\033[33m"}
-_RESET = "\033[0m"
 _INDENT = " " * 11
 _GAPS_NAMED = 3
 
@@ -80,7 +79,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return asdict(report)
 
 
-def lines(report: Report, colour: bool = False) -> Iterator[str]:
+def lines(report: Report) -> Iterator[str]:
     """The report for a person at a terminal; times are UTC."""
     history = report.history
     span = history.window
@@ -88,7 +87,7 @@ def lines(report: Report, colour: bool = False) -> Iterator[str]:
     yield from _wrapped(_coverage(history), "")
     yield ""
     for goal in report.goals:
-        yield from _goal(goal, colour)
+        yield from _goal(goal)
     yield ""
     for label, text in figures(history):
         yield from textwrap.wrap(f"{label:9}  {text}", WIDTH, subsequent_indent=_INDENT)
@@ -114,7 +113,7 @@ def figures(history: History) -> Iterator[tuple[str, str]]:
     if totals.queue_seconds_max:
         yield "queue", f"longest wait {seconds(totals.queue_seconds_max)}"
     for incident in history.healed:
-        yield "healed", f"{_utc(incident.time)} UTC: {printable(incident.text)}"
+        yield "healed", f"{_utc(incident.time)} UTC: {incident.text}"
 
 
 def notes(history: History) -> Iterator[str]:
@@ -151,11 +150,8 @@ def _coverage(history: History) -> str:
     return " ".join(notes(history))
 
 
-def _goal(goal: Goal, colour: bool) -> Iterator[str]:
-    verdict = f"{goal.verdict.value:7}"
-    if colour:
-        verdict = f"{_COLOURS[goal.verdict]}{verdict}{_RESET}"
-    yield f"  {verdict}  {goal.title:19}  {goal.text} (goal: {goal.target})"
+def _goal(goal: Goal) -> Iterator[str]:
+    yield f"  {goal.verdict.value:7}  {goal.title:19}  {goal.text} (goal: {goal.target})"
     yield from _wrapped(goal.detail)
     if goal.worst:
         yield from _wrapped("worst hours: " + "; ".join(map(hour_words, goal.worst)))

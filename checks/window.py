@@ -6,34 +6,37 @@ because the health check runs all day (see `probe`).
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from checks import journal
+from checks import journal, words
 from checks.samples import Histogram
 
 if TYPE_CHECKING:
     from checks.config import Config
     from checks.host import Host
 
-PROBE_REASON = "probe"
-
 _CLOUD_REFUSALS = ("401", "402", "403")
 # These ask about the model, not the model.
 _STATUS_PATHS = ("/health", "/v1/models")
 _COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
+_HTTP_STATUS = re.compile(r"[1-5][0-9]{2}")
 
 
 @dataclass(frozen=True)
 class Window:
     """Counts as in `samples.Sample`; `local_answers` counts the local model's completions, and kills are the window's.
 
-    `cursor` is where the next window begins; None if the journal has never been written.
+    `cursor` is where the next window begins; None if the journal has never been written. `cut`: more was said than is
+    read at once, and the next window begins in the middle of it.
     """
 
     cursor: str | None = None
+    cut: bool = False
     requests: Mapping[str, int] = field(default_factory=dict)
     responses: Mapping[str, Histogram] = field(default_factory=dict)
     first_bytes: Mapping[str, Histogram] = field(default_factory=dict)
@@ -60,28 +63,42 @@ class Request:
     def by_user(self) -> bool:
         """Whether it asked the model, or tried to. The gateway answers well only where it explains a route."""
         explained = self.backend == "gateway" and self.status == "2xx"
-        return self.path not in _STATUS_PATHS and self.reason != PROBE_REASON and not explained
+        return self.path not in _STATUS_PATHS and self.reason != words.PROBE and not explained
 
     @property
     def completed(self) -> bool:
         """Whether it was answered with a whole text by a model."""
-        return self.status == "2xx" and self.path in _COMPLETION_PATHS
+        return self.status == "2xx" and self.path in _COMPLETION_PATHS and self.backend in words.BACKENDS
 
 
 def read(config: Config, host: Host, cursor: str | None) -> Window:
     """The window from the cursor on; without one it begins, empty, at the journal's end. Raises OSError."""
     units = (config.service_unit, config.gateway_unit)
-    killed = [match for unit in units for match in journal.oom_kills(unit)]
-    lines, next_cursor = journal.since(host, [f"_SYSTEMD_UNIT={config.gateway_unit}", "+", *killed], cursor)
-    requests = [request for request in map(parse_line, lines) if request and request.by_user]
-    # All lines that are not the gateway's are of the message that was asked for.
-    kills = [sum(line.startswith(f"{unit}: ") for line in lines) for unit in units]
+    told = journal.since(host, [journal.by(config.gateway_unit), "+", *journal.oom_kills(*units)], cursor)
+    kills: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
+
+    def requests() -> Iterator[Request]:
+        for entry in told.entries:
+            # All that systemd says of those that were asked for is a kill.
+            if entry.by_systemd:
+                kills[entry.about] += 1
+            elif entry.unit == config.gateway_unit:
+                if status := cloud_refusal(entry.message):
+                    refusals[status] += 1
+                if (request := parse_line(entry.message)) and request.by_user:
+                    yield request
+
+    found = summary(requests())
     return replace(
-        summary(requests),
-        cursor=next_cursor,
-        cloud_refusals=dict(Counter(status for line in lines if (status := cloud_refusal(line)))),
-        oom_kills=kills[0],
-        gateway_oom_kills=kills[1],
+        found,
+        cursor=told.cursor,
+        cut=told.cut,
+        # An answer of long ago proves nothing of the model now.
+        local_answers=0 if told.cut else found.local_answers,
+        cloud_refusals=dict(refusals),
+        oom_kills=kills[config.service_unit],
+        gateway_oom_kills=kills[config.gateway_unit],
     )
 
 
@@ -92,7 +109,7 @@ def summary(requests: Iterable[Request]) -> Window:
     first_bytes: dict[str, list[float]] = defaultdict(list)
     queued: list[float] = []
     for request in requests:
-        counts[f"{request.backend}/{request.reason}/{request.status}"] += 1
+        counts[words.request_key(request.backend, request.reason, request.status)] += 1
         if request.queue_seconds is not None:
             queued.append(request.queue_seconds)
         if request.completed and request.total_seconds is not None:
@@ -123,8 +140,8 @@ def parse_line(line: str) -> Request | None:
         return None
     return Request(
         path=values["path"],
-        backend=_known(values["backend"], "gateway"),
-        reason=_known(values["reason"], "not-routed"),
+        backend=words.backend(_known(values["backend"], "gateway")),
+        reason=_known(values["reason"], words.NOT_ROUTED),
         status=_status(values["status"], values["end"]),
         queue_seconds=_seconds(values.get("queue_ms")),
         first_byte_seconds=_seconds(values.get("first_byte_ms")),
@@ -139,8 +156,10 @@ def _values(line: str) -> dict[str, str]:
 
 def _status(status: str, end: str) -> str:
     """2xx only for a whole answer. `end` is HAProxy's termination state: who broke it off, and when."""
-    if status.startswith("-") or not status.isdigit():
+    if status == "-1":
         return "aborted"
+    if not _HTTP_STATUS.fullmatch(status):
+        return words.OTHER
     if not status.startswith("2") or end[:1] in ("-", "L"):
         return f"{status[0]}xx"
     return "aborted" if end[:1] in ("C", "c") else "broken"
@@ -152,4 +171,4 @@ def _known(value: str, otherwise: str) -> str:
 
 def _seconds(milliseconds: str | None) -> float | None:
     """HAProxy writes -1 for what did not happen."""
-    return int(milliseconds) / 1000 if milliseconds and milliseconds.isdigit() else None
+    return int(milliseconds) / 1000 if milliseconds and _MILLISECONDS.fullmatch(milliseconds) else None

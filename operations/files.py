@@ -15,7 +15,7 @@ from pyinfra.api.command import PyinfraCommand
 
 from facts.base import read
 from facts.files import FileContents, FileDigest, FileDigests
-from operations.remote import script
+from operations.remote import say, script
 from operations.shell import Shell, moved_into_place, word
 
 
@@ -121,7 +121,7 @@ def _show_difference(file: ManagedFile, before: bytes) -> None:
         lineterm="",
     )
     for line in lines:
-        host.log(line)
+        say(host, line)
 
 
 @operation()

@@ -17,7 +17,7 @@ import gevent
 from paramiko import SSHException
 from pyinfra.api import Host, State
 
-from operations.remote import fail, run, script
+from operations.remote import fail, run, say, script
 from operations.shell import Shell, word
 
 LOG_DIRECTORY = "/var/log/local-llm"
@@ -162,7 +162,7 @@ def _watch(job: Job, host: Host, arguments: Mapping[str, Any]) -> bool:
             return _report_failure(job, unit, host, arguments)
         words = job.describe(unit.get("progress", ""))
         if words and words != said and time.monotonic() - reported >= REPORT_SECONDS:
-            host.log(f"{job.title}: {words}, {_duration(time.monotonic() - began)}")
+            say(host, f"{job.title}: {words}, {_duration(time.monotonic() - began)}")
             said, reported = words, time.monotonic()
         gevent.sleep(POLL_SECONDS)
 

@@ -14,7 +14,7 @@ from pyinfra.api.command import PyinfraCommand
 from facts.base import read
 from facts.files import FileDigests
 from facts.openclaw import Installation, InstallationState, Wiring, run_as
-from operations.remote import call, fail
+from operations.remote import call, fail, say
 from operations.shell import word
 
 FILE = "openclaw.json"
@@ -76,7 +76,7 @@ def wired(where: Where, wanted: Wanted, script: str) -> Generator[PyinfraCommand
     if not missing:
         host.noop(f"the OpenClaw of {where.user} is wired")
         return
-    host.log(f"OpenClaw lacks: {', '.join(missing)}")
+    say(host, f"OpenClaw lacks: {', '.join(missing)}")
     arguments = " ".join(map(word, [script, *stale_fallbacks(wanted, found)]))
     yield StringCommand(run_as(where.user, environment(where, installation), f"sh {arguments}"))
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyinfra import logger
 from pyinfra.api import FunctionCommand, Host, State, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 
+from checks.output import printable, printable_lines
 from facts.base import framed, portable, unframed
+
+_COLOUR = re.compile(r"(\033\[[0-9;]*m)")
 
 
 def connector_arguments(host: Host) -> dict[str, Any]:
@@ -47,8 +53,7 @@ def told(command: str, arguments: Mapping[str, Any]) -> FunctionCommand:
         succeeded, output = run(host, command, arguments)
         if not succeeded:
             return fail(host, output)
-        for line in output.splitlines():
-            host.log(line)
+        say(host, output)
         return True
 
     return call(run_and_tell)
@@ -59,8 +64,29 @@ def script(text: str) -> str:
     return f"/bin/sh -euc {shlex.quote(f'umask 022; {portable(text)}')}"
 
 
-def fail(host: Host, message: str) -> bool:
-    """Print why the operation fails, one prefixed line each, and return False for it."""
+def say(host: Host, message: str, **style: Any) -> None:
+    """Print what may hold words of a host, one prefixed line each, as far as it can be seen."""
     for line in message.splitlines():
-        host.log_styled(line, fg="red")
+        if style:
+            host.log_styled(printable(line), **style)
+        else:
+            host.log(printable(line))
+
+
+def fail(host: Host, message: str) -> bool:
+    """Print why the operation fails, and return False for it."""
+    say(host, message, fg="red")
     return False
+
+
+class _Seen(logging.Filter):
+    """What pyinfra itself says, which quotes a command that failed: as far as it can be seen, and its own colours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        parts = _COLOUR.split(record.getMessage())
+        record.msg = "".join(part if index % 2 else printable_lines(part) for index, part in enumerate(parts))
+        record.args = ()
+        return True
+
+
+logger.addFilter(_Seen())

@@ -17,6 +17,7 @@ from checks import week
 from checks.goals import Goal, Verdict, known_percent, number, percent_text, seconds
 from checks.history import LOCAL, Period
 from checks.host import MIB
+from checks.output import printable
 from checks.week import Report
 from reporting import plots
 
@@ -39,10 +40,11 @@ def render(rows: Sequence[Row], made: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_seen,
     )
     environment.filters.update(utc=utc, units=units)
     return environment.get_template("page.html.j2").render(
-        hosts=[_host(index, row) for index, row in enumerate(rows)],
+        hosts=[_shown(index, row) for index, row in enumerate(rows)],
         goals=next((row.report.goals for row in rows if row.report), ()),
         counts=_counts(rows),
         made=made,
@@ -71,6 +73,20 @@ def utc(when: float, form: str = "%Y-%m-%d %H:%M") -> str:
 def units(text: str) -> str:
     """The text with its units kept on the line of their numbers."""
     return re.sub(r"(?<=\d) (?=%|(?:s|ms|min|h|MiB)\b)", "\N{NO-BREAK SPACE}", text)
+
+
+def _seen(value: object) -> object:
+    """Whatever a host says, no character of its texts hides, or turns what stands beside it."""
+    return printable(value, keep="\N{NO-BREAK SPACE}") if type(value) is str else value
+
+
+def _shown(index: int, row: Row) -> dict[str, Any]:
+    """A host's part of the page; what cannot be shown of one says so, and leaves the others alone."""
+    try:
+        return _host(index, row)
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        problem = f"its report cannot be shown ({type(error).__name__}): deploy to the host again"
+        return _host(index, Row(row.name, problem=problem))
 
 
 def _host(index: int, row: Row) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def _rule_words(report: Report, backend: str) -> str:
     rules: Counter[str] = Counter()
     for key, count in report.history.totals.requests.items():
         answered_by, _, rest = key.partition("/")
-        if answered_by == backend:
+        if answered_by == backend and count:
             rules[rest.partition("/")[0]] += count
     named = rules.most_common(_RULES_NAMED)
     if others := rules.total() - sum(count for _, count in named):

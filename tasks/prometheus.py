@@ -12,6 +12,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import deploy
 
+from checks.memory import STALLED_PERCENT
 from facts.systemd import STAMP_VARIABLE
 from operations import files, packages, systemd
 from operations.files import ManagedFile
@@ -84,6 +85,7 @@ def rules_file(settings: Settings) -> ManagedFile:
     """prometheus-rules.yml: the host's own alerts, from the same thresholds, and what these cannot tell."""
     return rendered(
         RULES_FILE,
+        memory_stalled_percent=STALLED_PERCENT,
         **settings.model_dump(
             include={
                 "memory_goal_mib",

@@ -119,6 +119,24 @@ def show(name: str, **changes: str) -> str:
     return "\n".join(f"{key}={value}" for key, value in {**values, **changes}.items()) + "\n"
 
 
+def entry(message: str | list[int] | list[str] | None, unit: str = GATEWAY, pid: int = PID, **fields: object) -> str:
+    """What `journalctl --output=json` prints of an entry: by the gateway, unless it says otherwise."""
+    found = {"MESSAGE": message, "_SYSTEMD_UNIT": unit, "_PID": str(pid), "__CURSOR": "s=1;i=2", **fields}
+    return json.dumps(found)
+
+
+def killed(unit: str) -> str:
+    """What systemd itself says of a kill for lack of memory."""
+    words = f"{unit}: A process of this unit has been killed by the OOM killer."
+    return entry(words, "init.scope", 1, UNIT=unit, MESSAGE_ID="fe6faa94e7774663a0da52717891d8ef")
+
+
+def journalled(*lines: str, cursor: str) -> Command:
+    """What journalctl prints of entries, or of the gateway's lines, with a cursor behind them."""
+    entries = [text if text.startswith("{") else entry(text) for text in lines]
+    return Command(0, "".join(f"{text}\n" for text in (*entries, f"-- cursor: {cursor}")), "")
+
+
 @dataclass
 class FakeHost(Host):
     """Files under a folder of the test; canned answers for commands, found by their first words."""

@@ -196,6 +196,7 @@ FAULTS = [
     Fault("api-down", 2, _as(service="activating", api="http_503", probe="none", rss_bytes=None)),
     Fault("memory", 2, _as(rss_bytes=2600 * MIB)),
     Fault("oom-kill", 1, lambda sample, number: Seen(replace(sample, oom_kills=1 + number // 6)), 12, 12 + 4),
+    Fault("memory-stall", 2, _as(memory_stalled_percent=57.0)),
     Fault("restart-loop", 1, _crashing(30), 12, 12 + 4),
     Fault("restart-loop", 3, _crashing(1), 12, 12 + 4),
     Fault("disk", 2, _as(disk_free_bytes=9 * GIB)),

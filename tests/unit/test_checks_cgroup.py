@@ -25,7 +25,11 @@ def put_v2(host: FakeHost, folder: str, current_mib: int = 1310, procs: int = PI
     host.put(f"{folder}/memory.peak", f"{1500 * MIB}\n")
     host.put(f"{folder}/memory.max", f"{3072 * MIB}\n")
     host.put(f"{folder}/memory.stat", f"anon {300 * MIB}\nfile {1000 * MIB}\n")
-    host.put(f"{folder}/memory.events", "low 0\nhigh 0\nmax 4\noom 2\noom_kill 1\noom_group_kill 0\n")
+    host.put(f"{folder}/memory.events", "low 0\nhigh 7\nmax 4\noom 2\noom_kill 1\noom_group_kill 0\n")
+    host.put(
+        f"{folder}/memory.pressure",
+        "some avg10=60.00 avg60=45.20 avg300=11.00 total=9\nfull avg10=57.00 avg60=41.25 avg300=9.02 total=7\n",
+    )
 
 
 def put_v1(host: FakeHost, folder: str, procs: int = PID) -> None:
@@ -43,8 +47,21 @@ def test_v2_on_a_plain_host(tmp_path: Path) -> None:
     host.put("/proc/self/mountinfo", V2_MOUNT)
     put_v2(host, f"/sys/fs/cgroup/system.slice/{SERVICE}")
     assert cgroup.read(host, unit()) == cgroup.Memory(
-        "cgroup v2", 1310 * MIB, 1500 * MIB, 3072 * MIB, 1000 * MIB, oom_kills=1
+        "cgroup v2",
+        1310 * MIB,
+        1500 * MIB,
+        3072 * MIB,
+        1000 * MIB,
+        oom_kills=1,
+        high_events=7,
+        max_events=4,
+        stalled_percent=41.25,
     )
+
+
+def test_a_kernel_that_tells_no_pressure(tmp_path: Path) -> None:
+    assert cgroup.parse_stalled_percent("") is None
+    assert cgroup.parse_stalled_percent("some avg10=1.00 avg60=2.00 avg300=3.00 total=4\n") is None
 
 
 @pytest.mark.parametrize(

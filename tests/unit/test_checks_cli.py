@@ -166,18 +166,6 @@ def test_the_table_fits_its_width() -> None:
     assert table.endswith("2 PASS, 0 WARN, 1 FAIL in 2.0 s")
 
 
-def test_colour_only_when_asked_for() -> None:
-    assert "\033" not in report.as_table(long_results(), 1.0)
-    assert "\033[31mFAIL\033[0m" in report.as_table(long_results(), 1.0, colour=True)
-
-
-def test_a_terminal_is_not_given_control_characters() -> None:
-    table = report.as_table([Result("\033[2Jx", Status.FAIL, "\a", "", "\033]0;title\a", "g")], 1.0)
-    assert "\033" not in table
-    assert "\a" not in table
-    assert report.printable_text("a\033[2J\n\tb\r") == "a[2J\n\tb"
-
-
 def test_health_prints_its_line(options: list[str], host: FakeHost, tmp_path: Path, capsys: Capture) -> None:
     assert cli.main(["health", *options, "--lock-file", str(tmp_path / "lock")]) == 0
     out, err = capsys.readouterr()

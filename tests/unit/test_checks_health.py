@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks import health, probe
+from checks import health, probe, textfile
 from checks.config import DEPLOY_LOCK, DRILL_RECORD, Config
 from checks.host import Command
 from checks.samples import Sample
@@ -88,7 +88,7 @@ def test_the_line() -> None:
     assert health.format_line(sample) == (
         "2026-11-22T10:05:00Z OK service=active gateway=active api=ok api_ms=3 probe=ok probe_ms=71 rss_mib=1204 "
         "cgroup_mib=1310 limit_mib=3072 restarts=0 oom_kills=0 swap_mib=0 load=0.25 disk_free_mib=5000 requests=3 "
-        "queue=0 cloud=none"
+        "queue=0 cloud=none memory_high=- memory_max=- memory_stalled_percent=-"
     )
 
 
@@ -106,7 +106,8 @@ def test_the_line_of_a_failure() -> None:
     assert health.format_line(bad) == (
         "2026-11-22T10:05:00Z FAIL service=failed gateway=active api=http_503 api_ms=- probe=none probe_ms=- rss_mib=- "
         "cgroup_mib=1310 limit_mib=3072 restarts=0 oom_kills=0 swap_mib=- load=- disk_free_mib=- requests=- queue=- "
-        r'cloud=none healed="restarted it" reason="it is down; a \"b\""'
+        "cloud=none memory_high=- memory_max=- memory_stalled_percent=- "
+        r'healed="restarted it" reason="it is down; a \"b\""'
     )
 
 
@@ -415,6 +416,36 @@ def test_kills_only_grow_and_fail_once(
     before = Sample(time=1, oom_kills=known)
     sample = health.measure(watched, host, Window(oom_kills=new), before)
     assert (sample.oom_kills, sample.ok) == (total, ok)
+
+
+@pytest.mark.parametrize(("full", "ok"), [("0.00", True), ("25.00", True), ("41.25", False)])
+def test_a_service_that_waits_for_memory_is_told(watched: Config, host: FakeHost, full: str, ok: bool) -> None:
+    folder = f"/sys/fs/cgroup/system.slice/{SERVICE}"
+    host.put(f"/proc/{PID}/cgroup", f"0::/system.slice/{SERVICE}\n")
+    host.put("/proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    host.put(f"{folder}/cgroup.procs", f"{PID}\n")
+    host.put(f"{folder}/memory.current", "1000\n")
+    host.put(f"{folder}/memory.events", "low 0\nhigh 16675\nmax 3\noom 0\noom_kill 0\n")
+    host.put(f"{folder}/memory.pressure", f"full avg10=57.00 avg60={full} avg300=9.02 total=7\n")
+    sample = health.measure(watched, host, Window(), Sample(time=1))
+    assert sample.ok is ok
+    assert sample.reasons == (() if ok else ("the service waited for memory for 41 % of the last minute",))
+    assert f" memory_high=16675 memory_max=3 memory_stalled_percent={float(full)}" in health.format_line(sample)
+    assert f"local_llm_memory_stalled_ratio {float(full) / 100}\n" in textfile.render(sample, None)
+
+
+@pytest.mark.parametrize(
+    ("uptime", "api", "probe", "up"),
+    [
+        (20.0, "http_503", "none", None),
+        (20.0, "ok", "failed", None),
+        (20.0, "ok", "ok", True),
+        (200.0, "http_503", "none", False),
+        (None, "refused", "none", False),
+    ],
+)
+def test_while_the_machine_starts_it_is_not_down(uptime: float | None, api: str, probe: str, up: bool | None) -> None:
+    assert Sample(time=1, uptime_seconds=uptime, api=api, probe=probe).up is up
 
 
 def test_a_kill_of_the_gateway_is_told(watched: Config, host: FakeHost) -> None:

@@ -134,7 +134,7 @@ def test_kills_that_only_the_kernel_counted(config: Config, host: FakeHost) -> N
 def test_under_v1_a_sigkill_is_a_warning(config: Config, host: FakeHost) -> None:
     host.put("/proc/self/mountinfo", "")
     host.commands = {
-        f"journalctl --no-pager --quiet --output=short-unix --since=-7d UNIT={SERVICE} EXIT_CODE": Command(
+        f"journalctl --no-pager --quiet --output=short-unix --since=-7d _PID=1 UNIT={SERVICE} EXIT_CODE": Command(
             0, f"{NOW - 90} vps systemd[1]: Main process exited, code=killed, status=9/KILL\n", ""
         ),
         **host.commands,

@@ -21,6 +21,8 @@ from tests.unit.checks_support import (
     Admin,
     Api,
     FakeHost,
+    entry,
+    journalled,
     make_config,
     serve,
     serve_admin,
@@ -29,6 +31,7 @@ from tests.unit.checks_support import (
 )
 from tests.unit.test_checks_window import GATEWAY_KILL, KILL, line
 
+A, B = "local/default/2xx", "gateway/no-cloud/5xx"
 TEXTFILE = f"{TEXTFILE_FALLBACK}/local_llm.prom"
 
 
@@ -73,7 +76,7 @@ def at(host: FakeHost, uptime_seconds: int, cpu_seconds: int = 0) -> None:
 
 
 def journal(host: FakeHost, *lines: str, cursor: str = "s=1") -> None:
-    host.commands["journalctl"] = Command(0, "".join(f"{text}\n" for text in (*lines, f"-- cursor: {cursor}")), "")
+    host.commands["journalctl"] = journalled(*lines, cursor=cursor)
 
 
 def stored(host: FakeHost, kind: Kind = HEALTH) -> list[Sample]:
@@ -332,12 +335,50 @@ def test_the_hour_without_a_history(config: Config, host: FakeHost, tmp_path: Pa
 
 
 def test_totals_read_back_and_tell_what_is_new() -> None:
-    one = Sample(time=1, probe="ok", requests={"a/b/2xx": 1}, responses={"a": Histogram.of([1.0])})
-    two = Sample(time=2, ok=False, healed="yes", requests={"a/b/2xx": 2, "c/d/5xx": 1})
+    one = Sample(time=1, probe="ok", requests={A: 1}, responses={"local": Histogram.of([1.0])})
+    two = Sample(time=2, ok=False, healed="yes", requests={A: 2, B: 1})
     first = Totals().plus(one)
     both = first.plus(two)
     assert Totals.from_text(both.as_text()) == both
-    assert both.since(first) == Totals(requests={"a/b/2xx": 2, "c/d/5xx": 1}, runs={"failed": 1}, heals=1)
+    assert both.since(first) == Totals(requests={A: 2, B: 1}, runs={"failed": 1}, heals=1)
     assert first.since(both) == first
-    for text in (None, "", "[]", "{", json.dumps({"responses": {"a": 1}})):
+    for text in (None, "", "[]", "{", json.dumps({"responses": {"local": 1}})):
         assert Totals.from_text(text) == Totals()
+
+
+def test_totals_that_forged_names_had_blown_up_are_small_again() -> None:
+    forged = {f"evil{number}/evil{number}/2xx": 1 for number in range(20_000)}
+    grown = Totals(requests={A: 3, **forged}, responses={f"evil{number}": Histogram.of([1.0]) for number in range(9)})
+    assert Totals.from_text(grown.as_text()) == Totals(requests={A: 3, "other/other/2xx": 20_000})
+
+
+def test_an_orderly_shutdown_leaves_nothing(config: Config, host: FakeHost, server: Api, log: Path) -> None:
+    rounds.health_run(config, host, str(log))
+    before = log.read_text()
+    host.put_units(show(SERVICE, ActiveState="inactive", MainPID="0"), show(GATEWAY, ActiveState="inactive"))
+    server.health = (503, b"{}")
+    journal(host, line(), cursor="s=2")
+    host.commands["systemctl is-system-running"] = Command(1, "stopping\n", "")
+    with pytest.raises(rounds.StoppingError):
+        rounds.health_run(config, host, str(log))
+    assert (log.read_text(), len(stored(host)), state(host, "journal-cursor")) == (before, 1, "s=1")
+    assert not any("try-restart" in command for command in host.ran)
+
+    # Where it is not, the same is an outage.
+    host.commands["systemctl is-system-running"] = Command(1, "degraded\n", "")
+    rounds.health_run(config, host, str(log))
+    assert " FAIL service=inactive " in log.read_text()
+
+
+def test_more_than_is_read_at_once_is_said(config: Config, host: FakeHost, log: Path) -> None:
+    rounds.health_run(config, host, str(log))
+    host.commands["journalctl"] = Command(0, entry(line(), __CURSOR="s=7") + "\n", "", cut=True)
+    run = rounds.health_run(config, host, str(log))
+    assert "has logged more since the last check than is read at once" in run.line
+    assert state(host, "journal-cursor") == "s=7"
+    assert stored(host)[-1].probe == "ok"
+
+
+def test_what_others_say_makes_no_long_sample(config: Config, host: FakeHost, log: Path) -> None:
+    host.commands["journalctl"] = Command(1, "", "x" * 100_000)
+    assert len(rounds.health_run(config, host, str(log)).line) < 2000

@@ -1,5 +1,6 @@
 """The history on disk: what is stored is read back, whatever ends the writing, fills the disk or turns the clock."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks import words
 from checks.samples import (
     BUCKETS_SECONDS,
     METRICS,
@@ -352,3 +354,39 @@ def test_90_days_fit_into_50_mb(path: Path) -> None:
             store.append(replace(busy, time=number * 3600, kind=METRICS))
         store._db.execute("PRAGMA wal_checkpoint")
         assert path.stat().st_size * 10 < 50e6
+
+
+def test_a_history_that_forged_names_had_blown_up_is_small_again(tmp_path: Path) -> None:
+    path = tmp_path / "samples.db"
+    with Store.open(path) as store:
+        store.append(Sample(time=1, requests={"local/default/2xx": 1}))
+    forged = {f"evil{number}/evil{number}/2xx": 1 for number in range(50_000)}
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 0")
+        data = json.dumps({"time": 2, "requests": {"local/default/2xx": 4, **forged}})
+        db.execute("INSERT INTO samples (kind, time, data) VALUES ('health', 2, ?)", (data,))
+        db.execute("INSERT INTO samples (kind, time, data) VALUES ('health', 3, ?)", ("x" * 100_000,))
+    with Store.open(path) as store:
+        found = list(store.between(0, 9))
+    assert [sample.requests for sample in found] == [
+        {"local/default/2xx": 1},
+        {"local/default/2xx": 4, "other/other/2xx": 50_000},
+    ]
+    assert path.stat().st_size < 64 * 1024
+
+
+def test_the_largest_sample_of_the_closed_lists_is_no_forged_one() -> None:
+    counts = dict.fromkeys(words.KEYS, 10**6)
+    histogram = Histogram.of(range(1, 400))
+    times = dict.fromkeys(words.BACKENDS, histogram)
+    sample = Sample(time=1, requests=counts, responses=times, first_bytes=times, reasons=("x" * 400,) * 12)
+    assert len(json.dumps(sample.as_json())) < 64 * 1024
+    assert Sample.from_json(sample.as_json()) == sample
+
+
+@given(st.dictionaries(st.text(max_size=12) | st.sampled_from(sorted(words.KEYS)), st.integers(1, 99)))
+def test_no_name_becomes_a_key(counts: dict[str, int]) -> None:
+    closed = words.requests(counts)
+    assert closed.keys() <= words.KEYS
+    assert sum(closed.values()) == sum(counts.values())
+    assert words.requests(closed) == closed

@@ -409,8 +409,3 @@ def test_ninety_days_in_the_store_cost_a_report_of_seven_next_to_nothing(
 
 def report_of(history: History) -> Report:
     return Report(1, "vps1", "1.0.0", UNTIL, 7, TARGETS, judge(history, TARGETS), history)
-
-
-def test_control_characters_of_a_reason_do_not_reach_the_terminal() -> None:
-    history = summarise(WEEK, [sample(0, healed="local-llm.service: \033[2J hung")])
-    assert "\033" not in "\n".join(week.lines(report_of(history)))

@@ -1,5 +1,6 @@
 """What the journal tells of the time since the last run: which of the gateway's lines count, and as what."""
 
+import json
 import string
 from pathlib import Path
 
@@ -11,10 +12,9 @@ from checks import window
 from checks.host import Command
 from checks.samples import Histogram
 from checks.window import Window, parse_line
-from tests.unit.checks_support import GATEWAY, SERVICE, FakeHost, make_config
+from tests.unit.checks_support import GATEWAY, SERVICE, FakeHost, entry, journalled, killed, make_config
 
-KILL = f"{SERVICE}: A process of this unit has been killed by the OOM killer."
-GATEWAY_KILL = KILL.replace(SERVICE, GATEWAY)
+KILL, GATEWAY_KILL = killed(SERVICE), killed(GATEWAY)
 
 
 def line(**changes: object) -> str:
@@ -37,7 +37,7 @@ def line(**changes: object) -> str:
 
 def read(tmp_path: Path, *lines: str, cursor: str | None = "s=1") -> Window:
     host = FakeHost(tmp_path)
-    host.commands["journalctl"] = Command(0, "".join(f"{text}\n" for text in (*lines, "-- cursor: s=2")), "")
+    host.commands["journalctl"] = journalled(*lines, cursor="s=2")
     return window.read(make_config(tmp_path), host, cursor)
 
 
@@ -134,9 +134,9 @@ def test_the_journal_is_asked_for_the_gateway_and_the_kills(tmp_path: Path) -> N
     host.commands["journalctl"] = Command(0, "-- cursor: s=2\n", "")
     window.read(make_config(tmp_path), host, "s=1")
     assert host.ran == [
-        "journalctl --no-pager --quiet --output=cat --show-cursor --after-cursor=s=1 "
-        f"_SYSTEMD_UNIT={GATEWAY} + UNIT={SERVICE} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef "
-        f"UNIT={GATEWAY} MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef"
+        "journalctl --no-pager --quiet --output=json --output-fields=MESSAGE,UNIT,_PID,_SYSTEMD_UNIT --show-cursor "
+        f"--after-cursor=s=1 _SYSTEMD_UNIT={GATEWAY} + _PID=1 MESSAGE_ID=fe6faa94e7774663a0da52717891d8ef "
+        f"UNIT={SERVICE} UNIT={GATEWAY}"
     ]
 
 
@@ -146,7 +146,7 @@ def test_the_first_window_is_empty_and_begins_at_the_end(tmp_path: Path) -> None
 
 def test_a_cursor_that_is_not_understood_is_begun_anew(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
-    begun = "journalctl --no-pager --quiet --output=cat --show-cursor"
+    begun = "journalctl --no-pager --quiet --output=json --output-fields=MESSAGE,UNIT,_PID,_SYSTEMD_UNIT --show-cursor"
     host.commands[f"{begun} --after-cursor"] = Command(1, "", "Failed to seek to cursor: Invalid argument")
     host.commands[f"{begun} --lines=0"] = Command(0, "-- cursor: s=3\n", "")
     assert window.read(make_config(tmp_path), host, "nonsense") == Window(cursor="s=3")
@@ -163,3 +163,39 @@ def test_a_journal_that_may_not_be_read(tmp_path: Path) -> None:
     host.commands["journalctl"] = Command(1, "", "No journal files were opened due to insufficient permissions.")
     with pytest.raises(OSError, match="insufficient permissions"):
         window.read(make_config(tmp_path), host, None)
+
+
+def test_what_others_say_in_the_gateway_s_words_is_nothing(tmp_path: Path) -> None:
+    """A message counts by the unit of the process that sent it, a kill only in systemd's own words."""
+    forged = [
+        entry(line(), "init.scope", 1, UNIT="mallory.service"),
+        entry(line(), "user@1000.service"),
+        entry(line(), ""),
+        entry(json.loads(KILL)["MESSAGE"], UNIT=SERVICE, MESSAGE_ID="fe6faa94e7774663a0da52717891d8ef"),
+    ]
+    assert read(tmp_path, *forged) == Window(cursor="s=2")
+
+
+@pytest.mark.parametrize("name", ["backend", "reason", "status"])
+def test_a_word_of_no_list_is_other(tmp_path: Path, name: str) -> None:
+    said = {"backend": "local", "reason": "default", "status": "200"}
+    found = read(tmp_path, *(line(**{**said, name: f"evil{number}"}) for number in range(50)))
+    key = {"backend": "other/default/2xx", "reason": "local/other/2xx", "status": "local/default/other"}[name]
+    assert found.requests == {key: 50}
+    assert set(found.responses) <= {"local"}
+
+
+def test_a_path_that_is_no_text_counts(tmp_path: Path) -> None:
+    """What is no UTF-8 comes as its bytes, what is too long for the journal's JSON as nothing."""
+    raw = list(line(path="/v1/chat/completions?\xff").encode("latin-1"))
+    assert read(tmp_path, entry(raw), entry(None), entry(["a", "b"])).requests == {"local/short-prompt/2xx": 1}
+
+
+def test_what_is_too_much_is_counted_on_by_the_next_run(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    text = "".join(f"{entry(line(), __CURSOR=f's=1;i={number}')}\n" for number in range(3))
+    host.commands["journalctl"] = Command(0, text, "", cut=True)
+    found = window.read(make_config(tmp_path), host, "s=1")
+    assert (found.cut, found.cursor, found.requests) == (True, "s=1;i=2", {"local/short-prompt/2xx": 3})
+    # Nobody knows whether it answers now.
+    assert found.local_answers == 0

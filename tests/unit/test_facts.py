@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.result import Result, Status
 from facts.files import parse_file_contents
 from facts.llama_cpp import Installed, Releases
 from facts.machine import Disk, Login, parse_machine
@@ -153,9 +154,18 @@ def test_an_inactive_ufw_is_inactive() -> None:
 
 
 def test_a_report_that_is_no_json_is_a_failure_that_quotes_it() -> None:
-    report = parse_report("Traceback: no module named psutil")
-    assert report is not None
-    [result] = report["results"]
-    assert result["status"] == "FAIL"
-    assert "psutil" in result["value"]
     assert parse_report(" \n") is None
+    for text in ("Traceback: no module named psutil", "{}", '{"results": []}', "[" * 100_000, '{"results": 5}'):
+        found = parse_report(text)
+        assert found is not None
+        [result] = found
+        assert (result.status, result.value) == (Status.FAIL, text[:300])
+
+
+@pytest.mark.parametrize("change", [{"status": "OK"}, {"status": "PASS "}, {"value": 5}, {"name": None}])
+def test_a_word_or_kind_of_the_host_s_own_is_a_failure(change: dict[str, object]) -> None:
+    good = {"group": "api", "name": "health", "status": "PASS", "value": "3 ms", "limit": "", "remedy": ""}
+    assert parse_report(json.dumps({"results": [good]})) == [Result("health", Status.PASS, "3 ms", group="api")]
+    found = parse_report(json.dumps({"results": [good, {**good, **change}]}))
+    assert found is not None
+    assert [result.status for result in found] == [Status.FAIL]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from checks import week
 from checks.week import Report
@@ -210,6 +213,110 @@ def test_a_later_format_may_hold_more() -> None:
     data = json.loads(json.dumps(week.as_json(troubled())))
     data["new"] = data["history"]["new"] = 1
     assert parse_report([json.dumps(data)]) == troubled()
+
+
+ODD = [
+    *(math.nan, math.inf, -math.inf, 1e308, 5e-324, -1, -0.5, 2**53, 2**53 + 1, 10**18, 10**400, 1e18),
+    *(True, None, "5", "", "\x1b[2J\u202e<b>", "x" * 5000, [], [1], {}, {"a/b/2xx": 0}, 0, 0.0, 1, 59, 86_401),
+]
+
+
+def places(data: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every value of a report, by the keys that lead to it; of a list its first and last entries."""
+    yield way
+    if isinstance(data, dict):
+        for name, part in data.items():
+            yield from places(part, (*way, name))
+    elif isinstance(data, list):
+        for index in sorted({0, len(data) - 1} if data else set()):
+            yield from places(data[index], (*way, index))
+
+
+def with_value(data: Any, way: tuple[Any, ...], value: object) -> Any:
+    if not way:
+        return value
+    part = with_value(data[way[0]], way[1:], value)
+    if isinstance(data, dict):
+        return {**data, way[0]: part}
+    return [part if index == way[0] % len(data) else each for index, each in enumerate(data)]
+
+
+@cache
+def of_a_day() -> Any:
+    """A report of one day with something of everything, as JSON."""
+    found = week.as_json(report("vps1", list(samples(MIDNIGHT, days=1)), days=1))
+    return json.loads(json.dumps(found))
+
+
+def no_plots(*_: object) -> list[plots.Plot]:
+    return []
+
+
+def outcome(data: Any) -> Report | ReportError:
+    found = HostReport().parse([json.dumps(data)])
+    assert isinstance(found, Report | ReportError)
+    return found
+
+
+def test_every_value_of_a_report_may_be_odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value of the record replaced by each odd one: never an exception, and the page of the others is there."""
+    monkeypatch.setattr(plots, "draw", no_plots)
+    ways = list(places(of_a_day()))
+    believed = 0
+    for number, way in enumerate(ways):
+        for value in ODD:
+            found = outcome(with_value(of_a_day(), way, value))
+            if isinstance(found, ReportError):
+                assert len(str(found)) < 1000
+                continue
+            believed += 1
+            if believed % 100 == number % 100:
+                html = render([Row("odd", found), Row("other", troubled())], 0.0)
+                assert html.count('<section class="host"') == 2
+                assert "\x1b" not in html
+                assert "\u202e" not in html
+    assert believed > 100
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=20_000)
+def test_odd_values_are_drawn_or_refused(data: st.DataObject) -> None:
+    """Some values at once, and with the plots: bounded in time, whatever they are."""
+    odd = st.sampled_from(ODD) | st.floats() | st.integers() | st.integers(0, 2**53) | st.text(max_size=5)
+    record = of_a_day()
+    for _ in range(data.draw(st.integers(1, 3))):
+        record = with_value(record, data.draw(st.sampled_from([*places(record)][1:])), data.draw(odd))
+        if not isinstance(record, dict):
+            break
+    found = outcome(record)
+    if isinstance(found, Report):
+        render([Row("odd", found)], 0.0)
+
+
+def test_a_time_that_nobody_lives_to_see_costs_nothing() -> None:
+    """A window of 1e18 seconds had an hour for each of them."""
+    for value in (10**18, 2**53):
+        found = outcome(with_value(of_a_day(), ("history", "window", "until"), value))
+        assert isinstance(found, ReportError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"format": 1, "a": ' + "[" * depth + "]" * depth + "}" for depth in (200, 900, 5000)]
+    + ["[" * 200_000, '{"format": 1, "a": ' * 20_000, "9" * 100_000, '{"format": NaN}', '{"format": 1e999}'],
+)
+def test_what_cannot_be_read_is_a_reason(text: str) -> None:
+    assert isinstance(HostReport().parse([text]), ReportError)
+
+
+def test_a_report_that_cannot_be_shown_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(report: Report, prefix: str) -> Any:
+        return [] if prefix == "p1" else 1 / 0
+
+    monkeypatch.setattr(plots, "draw", broken)
+    html = render([Row("bad", troubled()), Row("good", troubled())], 0.0)
+    assert "its report cannot be shown (ZeroDivisionError)" in html
+    assert html.count('<section class="host"') == 1
 
 
 class Inventory:
