@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-down test test-openclaw lint docs clean
+.PHONY: help venv demo demo-down test test-openclaw test-vm lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test: venv ## all tests, those in containers included, on two distributions side
 test-openclaw: venv ## the tests with the real OpenClaw, from npm: some twelve minutes more
 	@$(BIN)/python -m sandbox.engine
 	$(BIN)/pytest tests/openclaw
+
+test-vm: venv ## the tests on a real kernel, in a virtual machine: half an hour where its CPU is emulated
+	@$(BIN)/python -m sandbox.engine
+	$(BIN)/pytest tests/vm
 
 lint: venv ## style and types
 	$(BIN)/ruff check .

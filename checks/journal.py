@@ -85,8 +85,9 @@ def since(host: Host, matches: list[str], cursor: str | None) -> Told:
         return since(host, matches, None)
     if done.code != 0 and done.stderr.strip():
         raise OSError(f"journalctl does not answer: {done.message}")
-    lines = done.stdout.splitlines()
-    if done.cut:
+    # Not splitlines(): a text may hold other line separators.
+    lines = [line for line in done.stdout.split("\n") if line]
+    if done.cut and lines:
         return Told(lines, _text(_object(lines[-1]), "__CURSOR") or cursor, cut=True)
     if lines and lines[-1].startswith(_CURSOR):
         cursor = lines.pop().removeprefix(_CURSOR)

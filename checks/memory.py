@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from checks.host import Host
     from checks.systemd import Unit
 
-# From here on the kernel throttles (MemoryHigh is 91 % of MemoryMax by default), and kills at 100 %.
+# At 100 % the kernel kills.
 NEAR_LIMIT = 0.9
 
 STALLED_PERCENT = 25.0

@@ -42,7 +42,7 @@ class Login(HostFact[LoginState]):
     def command(self) -> str:
         return framed(
             'echo "$(id -un) $(id -u) ${SSH_CONNECTION##* }"; '
-            "if command -v sudo >/dev/null && sudo -k -n -H sh -c true 2>/dev/null; then echo sudo; else echo none; fi; "
+            "if sudo -k -n -H sh -c true 2>/dev/null; then echo sudo; else echo none; fi; "
             "program=$(mktemp /tmp/local-llm-XXXXXXXX) && echo '#!/bin/sh' >$program && chmod 0700 $program && "
             '$program 2>/dev/null && echo runs; rm -f "$program"'
         )

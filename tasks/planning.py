@@ -21,8 +21,6 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 SERVER_MIB = 90
 """llama-server without weights and KV cache: heap and compute buffers (measured by benchmarks/memory.py: 80)."""
-MEMORY_HIGH_PERCENT = 91
-"""Share of memory_max_mib from which the kernel slows the service down to reclaim memory."""
 HOST_RESERVE_MIB = 512
 """What the system itself keeps, so that the model is not what fills the machine."""
 BUILD_DISK_MIB = 600
@@ -100,11 +98,6 @@ def memory_plan(settings: Settings) -> MemoryPlan:
         server=SERVER_MIB,
         prompt_cache=settings.reusable_prompts_mib,
     )
-
-
-def memory_high_mib(settings: Settings) -> int:
-    """From here on the kernel reclaims and slows down; at memory_max_mib it kills."""
-    return settings.memory_max_mib * MEMORY_HIGH_PERCENT // 100
 
 
 def compute_threads(settings: Settings, machine: MachineState) -> int:
@@ -280,15 +273,15 @@ def _cpu(machine: MachineState) -> Finding:
 
 def _memory(settings: Settings, machine: MachineState) -> Iterator[Finding]:
     plan = memory_plan(settings)
-    high = memory_high_mib(settings)
+    goal = settings.memory_goal_mib
     yield Finding(
         "memory limit",
-        Status.FAIL if plan.peak > settings.memory_max_mib else Status.WARN if plan.peak > high else Status.PASS,
+        Status.FAIL if plan.peak > settings.memory_max_mib else Status.WARN if plan.peak > goal else Status.PASS,
         f"{plan}",
-        f"at most memory_max_mib = {settings.memory_max_mib}, better {high}",
+        f"at most memory_max_mib = {settings.memory_max_mib}, better memory_goal_mib = {goal}",
         ""
-        if plan.peak <= high
-        else "lower context_tokens or prompt_cache_mib, set kv_cache_type = 'q8_0', or raise memory_max_mib",
+        if plan.peak <= goal
+        else "lower context_tokens or prompt_cache_mib, set kv_cache_type = 'q8_0', or raise the two",
     )
     # What our own running service holds now is what the new one will hold instead.
     available = machine.memory_available_mib + machine.llama_memory_mib

@@ -8,7 +8,7 @@ from facts.systemd import STAMP_VARIABLE
 from operations import files, systemd
 from operations.files import ManagedFile
 from tasks import paths, units
-from tasks.planning import compute_threads, memory_high_mib
+from tasks.planning import compute_threads
 from tasks.preflight import Target
 from tasks.rendering import rendered
 
@@ -34,7 +34,6 @@ def unit_files(target: Target) -> list[ManagedFile]:
             service_user=settings.service_user,
             service_group=settings.service_group,
             memory_max_mib=settings.memory_max_mib,
-            memory_high_mib=memory_high_mib(settings),
             cpu_quota_percent=settings.cpu_quota_percent,
         ),
     ]

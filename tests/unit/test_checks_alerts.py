@@ -597,6 +597,10 @@ def test_a_test_says_how_each_way_fared(run: Any, host: FakeHost, journal: Any) 
     assert code == 1
     assert out.splitlines()[0] == "log and journal  sent"
     assert out.splitlines()[1] == "webhook          1 wait: HTTP status 500"
+    # Any user may write under any identifier.
+    [asked] = [command for command in host.ran if command.startswith("journalctl")]
+    assert "_SYSTEMD_UNIT=local-llm-alert-webhook.service" in asked
+    assert "--identifier" not in asked
     assert " TEST alert=test " in log(host)[0]
 
 

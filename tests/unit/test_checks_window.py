@@ -191,6 +191,11 @@ def test_a_path_that_is_no_text_counts(tmp_path: Path) -> None:
     assert read(tmp_path, entry(raw), entry(None), entry(["a", "b"])).requests == {"local/short-prompt/2xx": 1}
 
 
+def test_another_line_separator_in_a_path_splits_no_line(tmp_path: Path) -> None:
+    said = json.dumps(json.loads(entry(line(path="/v1/completions?\u2028\x85"))), ensure_ascii=False)
+    assert read(tmp_path, said).requests == {"local/short-prompt/2xx": 1}
+
+
 def test_what_is_too_much_is_counted_on_by_the_next_run(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
     text = "".join(f"{entry(line(), __CURSOR=f's=1;i={number}')}\n" for number in range(3))

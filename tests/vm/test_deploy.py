@@ -1,0 +1,70 @@
+"""The deploy on a kernel of its own: the whole of it, and that what is shown are the kernel's own figures."""
+
+from __future__ import annotations
+
+import re
+
+from tests.container.machine import Machine
+from tests.vm.conftest import CGROUP, Deployed
+
+MIB = 1024**2
+
+
+def test_first_deploy_ends_verified(deployed: Deployed) -> None:
+    run = deployed.machine.first_deploy
+    assert run is not None
+    assert "Build llama.cpp" in run.output
+    assert "FAIL" not in run.output
+    assert deployed.machine.answers()
+    assert deployed.machine.sh("stat -fc %T /sys/fs/cgroup") == "cgroup2fs"
+    assert deployed.machine.sh("systemctl --failed --plain --no-legend") == ""
+
+
+def test_second_run_changes_nothing(deployed: Deployed) -> None:
+    run = deployed.machine.deploy()
+    assert run.succeeded, run.output
+    assert run.changed == 0
+
+
+def test_checks_pass(deployed: Deployed) -> None:
+    run = deployed.machine.deploy("checks.py")
+    assert run.succeeded, run.output
+    assert "PASS" in run.output
+    assert "FAIL" not in run.output
+
+
+def kernel(machine: Machine, file: str, key: str = "") -> int:
+    """A figure of the service's cgroup; `key` where the file has several."""
+    text = machine.sh(f"cat {CGROUP}/{file}")
+    found = re.search(rf"^{key} (\d+)$", text, re.MULTILINE) if key else re.search(r"\d+", text)
+    assert found is not None, text
+    return int(found[found.lastindex or 0])
+
+
+def test_memory_is_the_kernels(deployed: Deployed) -> None:
+    machine = deployed.machine
+    assert kernel(machine, "memory.max") == 512 * MIB
+    [shown] = [line for line in machine.sh("local-llm status").splitlines() if line.startswith("memory")]
+    current, peak = (int(found) for found in re.findall(r"(\d+) MiB (?:with file cache|at its highest)", shown))
+    assert abs(current - kernel(machine, "memory.current") / MIB) <= 2
+    assert abs(peak - kernel(machine, "memory.peak") / MIB) <= 2
+    resident = int(machine.sh(f"awk '/^VmRSS/ {{print $2}}' /proc/{machine.main_pid()}/status")) / 1024
+    assert abs(int(re.findall(r"(\d+) MiB resident", shown)[0]) - resident) <= 2
+
+
+def test_processor_time_is_the_kernels(deployed: Deployed) -> None:
+    machine = deployed.machine
+    before, used = metrics(machine), kernel(machine, "cpu.stat", "usage_usec")
+    for _ in range(3):
+        assert machine.answers()
+    after, used = metrics(machine), kernel(machine, "cpu.stat", "usage_usec") - used
+    assert before["peak_mib"] != "-"
+    assert used > 0
+    # What passes between reading the one and the other, and the metrics' one decimal.
+    assert abs(float(after["cpu_s"]) - used / 1e6) <= 0.2 + 0.1 * used / 1e6
+
+
+def metrics(machine: Machine) -> dict[str, str]:
+    """The hour's line, written now."""
+    machine.sh("local-llm metrics --log")
+    return dict(re.findall(r"(\w+)=(\S+)", machine.sh("tail -n 1 /var/log/llm-metrics.log")))
