@@ -558,21 +558,21 @@ class Settings(BaseModel):
     # Prometheus
     prometheus: bool = setting(
         False,
-        "Run the distribution's Prometheus, node exporter and Alertmanager on 127.0.0.1, beside the model and never at "
+        "Run the distribution's Prometheus and node exporter, served by the gateway, beside the model and never at "
         "its cost. Off again: removed, with its data.",
     )
-    prometheus_port: Port = setting(9090, "Port of Prometheus on 127.0.0.1.")
-    alertmanager_port: Port = setting(9093, "Port of Alertmanager on 127.0.0.1.")
-    node_exporter_port: Port = setting(9100, "Port of the node exporter on 127.0.0.1.")
+    prometheus_port: Port = setting(9090, "Port of Prometheus in its own network; none of the host.")
+    alertmanager_port: Port = setting(9093, "Without effect: no Alertmanager runs. A line that sets it may go.")
+    node_exporter_port: Port = setting(9100, "Port of the node exporter in the same network; none of the host.")
     prometheus_scrape_seconds: int = setting(30, "Time between two samples of every metric.", unit="s", ge=5, le=120)
     prometheus_retention_days: int = setting(15, "Days that Prometheus keeps samples.", unit="days", ge=1, le=365)
     prometheus_storage_mib: int = setting(
         512, "Disk that its samples may take; the oldest go first.", unit="MiB", ge=64, le=65_536
     )
     prometheus_memory_max_mib: int = setting(
-        320,
-        "Hard memory limit of the three together. Measured with 1,100 series: at most 166 MB, Prometheus 94 of them; a "
-        "large query takes more.",
+        272,
+        "Hard memory limit of both and the ways to them. Measured with 1,100 series: Prometheus at most 94 MB, "
+        "the node exporter 26; a large query takes more.",
         unit="MiB",
         ge=256,
         le=8_192,
@@ -618,11 +618,8 @@ class Settings(BaseModel):
 
     @property
     def loopback_ports(self) -> dict[str, int]:
-        """Every port that the deploy's services listen on, by the setting's name: none is for the network."""
-        names = ["api_port", "metrics_port"]
-        if self.prometheus:
-            names += ["prometheus_port", "alertmanager_port", "node_exporter_port"]
-        return {name: getattr(self, name) for name in names}
+        """Ports of the host that the deploy's services listen on, by the setting's name: none is for the network."""
+        return {name: getattr(self, name) for name in ("api_port", "metrics_port")}
 
     @property
     def reusable_prompts_mib(self) -> int:
@@ -697,7 +694,10 @@ def _inconsistencies(settings: Settings) -> Iterable[str]:
         for name in ("openclaw_state_directory", "openclaw_command", "openclaw_node"):
             if value := getattr(settings, name):
                 yield f"{name} = {value!r}: only with openclaw_user"
-    ports = settings.loopback_ports
+    ports = dict(settings.loopback_ports)
+    if settings.prometheus:
+        # In its network the gateway's metrics have the port that they have on the host.
+        ports |= {name: getattr(settings, name) for name in ("prometheus_port", "node_exporter_port")}
     for name, number in list(ports.items())[1:]:
         earlier = [other for other in itertools.takewhile(name.__ne__, ports) if ports[other] == number]
         if earlier:

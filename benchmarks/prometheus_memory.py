@@ -1,4 +1,4 @@
-"""What Prometheus, Alertmanager and node exporter take of the host's memory, in minutes instead of hours.
+"""What Prometheus, the node exporter and the ways to them take of the host's memory, in minutes instead of hours.
 
 Prometheus holds the last 2 to 3 hours in memory and then writes them to disk. A second one beside the deployed one,
 with the same program, flags, limit and environment, asks the same targets once a second and writes every few minutes:
@@ -23,9 +23,10 @@ from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
 from tasks import paths
 
-PROMETHEUS, ALERTMANAGER, NODE_EXPORTER = paths.PROMETHEUS_UNITS
+PROMETHEUS, NODE_EXPORTER = paths.PROMETHEUS_UNITS
 TWIN = "benchmark-prometheus.service"
 TWIN_PORT = 19090
+TWIN_URL = f"http://127.0.0.1:{TWIN_PORT}{paths.PROMETHEUS_PATH}"
 SCRATCH = "/var/tmp/benchmark-prometheus"  # noqa: S108 - on the machine that is measured, and removed again
 BLOCK_MINUTES = 4
 """At 30 s a sample, Prometheus' 2 hours hold 240 samples of a series: as many as 4 minutes at 1 s."""
@@ -66,7 +67,7 @@ def _measure(machine: SandboxHost, minutes: int) -> list[list[str]]:
     for expression in _dashboard():
         _ask(machine, expression)
     rows.append(["after every query of the dashboard", *_memory(machine, TWIN)])
-    others = {"Alertmanager": ALERTMANAGER, "node exporter": NODE_EXPORTER}
+    others = {"node exporter": NODE_EXPORTER, **{way: f"{way}.service" for way in paths.PROMETHEUS_WAYS}}
     rows += [[name, *_memory(machine, unit)] for name, unit in others.items()]
     return rows
 
@@ -93,8 +94,10 @@ def _start(machine: SandboxHost) -> None:
     assert environment
     variables = [f"--setenv={pair}" for pair in environment[1].split() if pair.startswith("GO")]
     limits = [f"--property=MemoryMax={limit[1]}", "--property=MemorySwapMax=0"]
-    machine.exec("systemd-run", "--quiet", "--collect", f"--unit={TWIN}", *limits, *variables, *flags)
-    ready = f"curl -fsS -o /dev/null http://127.0.0.1:{TWIN_PORT}/-/ready 2>/dev/null"
+    # In the network of the deployed one.
+    join = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+    machine.exec("systemd-run", "--quiet", "--collect", f"--unit={TWIN}", *limits, *variables, *join, *flags)
+    ready = f"{shlex.join(join)} curl -fsS -o /dev/null {TWIN_URL}/-/ready 2>/dev/null"
     machine.exec("timeout", "90", "sh", "-c", f"until {ready}; do sleep 0.2; done; sleep 10")
 
 
@@ -110,8 +113,9 @@ def _memory(machine: SandboxHost, unit: str) -> list[str]:
 
 def _ask(machine: SandboxHost, expression: str) -> str:
     """The first value of the answer; `–` where there is none."""
-    url = f"http://127.0.0.1:{TWIN_PORT}/api/v1/query?query={urllib.parse.quote(expression)}"
-    answer = json.loads(machine.exec("sh", "-c", f"curl -sS -m 60 {shlex.quote(url)}"))
+    url = f"{TWIN_URL}/api/v1/query?query={urllib.parse.quote(expression)}"
+    pid = machine.exec("systemctl", "show", TWIN, "-p", "MainPID", "--value").strip()
+    answer = json.loads(machine.exec("nsenter", f"--net=/proc/{pid}/ns/net", "curl", "-sS", "-m", "60", url))
     result = answer["data"]["result"]
     return str(result[0]["value"][1]) if result else "–"
 

@@ -148,7 +148,7 @@ class State:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> State:
         """From `as_json`; raises KeyError, TypeError for anything else."""
-        alerts = {name: Alert(**alert) for name, alert in data["alerts"].items() if name in RULES}
+        alerts = {name: Alert(**alert) for name, alert in data["alerts"].items() if name in KNOWN}
         return cls(alerts, data["counters"], data["events"], data["hours"], data["answers"])
 
 
@@ -156,9 +156,13 @@ def step(limits: Limits, state: State, seen: Seen) -> list[Message]:
     """Take in one sample: bring the state up to date and return what there is to tell."""
     now = float(seen.sample.time)
     _remember(limits, state, seen, now)
+    return advanced(limits, state, {name: rule.judge(limits, state, seen) for name, rule in RULES.items()}, now)
+
+
+def advanced(limits: Limits, state: State, verdicts: Mapping[str, Verdict | None], now: float) -> list[Message]:
+    """Count the verdicts, by alert, and return what there is to tell."""
     messages = []
-    for name, rule in RULES.items():
-        verdict = rule.judge(limits, state, seen)
+    for name, verdict in verdicts.items():
         alert = state.alerts.setdefault(name, Alert())
         if verdict is not None:
             _count(alert, verdict)
@@ -210,7 +214,7 @@ def _within(seconds: float, times: Sequence[float], now: float) -> int:
 
 
 def _message(name: str, alert: Alert, event: Event, now: float) -> Message:
-    rule = RULES[name]
+    rule = KNOWN[name]
     since = alert.since if alert.since is not None else now
     return Message(name, event, rule.severity, alert.text, "" if event == "cleared" else rule.remedy, now, since)
 
@@ -418,6 +422,14 @@ class Rule:
     remedy: str
 
 
+@dataclass(frozen=True)
+class Relayed:
+    """An alert that Prometheus judges: how bad it is, and what helps."""
+
+    severity: Severity
+    remedy: str
+
+
 RULES: Mapping[str, Rule] = {
     "api-down": Rule(
         "critical",
@@ -476,6 +488,14 @@ RULES: Mapping[str, Rule] = {
 }
 
 
+RELAYED: Mapping[str, Relayed] = {
+    "checks-stopped": Relayed("critical", "Why: sudo local-llm health --log; systemctl status cron"),
+    "target-down": Relayed("warning", "What runs: systemctl --failed; sudo local-llm status"),
+    "prometheus-down": Relayed("warning", "Why: sudo journalctl -u local-llm-prometheus -n 50"),
+}
+KNOWN: Mapping[str, Rule | Relayed] = {**RULES, **RELAYED}
+
+
 def lines(state: State, now: float) -> Iterator[str]:
     """The open alerts for a person."""
     from checks.service import duration
@@ -485,14 +505,14 @@ def lines(state: State, now: float) -> Iterator[str]:
         yield "no alert is open"
     for name, alert in found.items():
         age = duration(max(0.0, now - (alert.since or now)))
-        yield f"{RULES[name].severity:8}  {name}, for {age}: {alert.text}"
-        yield f"{'':8}  {RULES[name].remedy}"
+        yield f"{KNOWN[name].severity:8}  {name}, for {age}: {alert.text}"
+        yield f"{'':8}  {KNOWN[name].remedy}"
 
 
 def as_json(state: State) -> list[dict[str, Any]]:
     """The open alerts for a program; `since` in seconds since the epoch."""
     return [
-        {"alert": name, "severity": RULES[name].severity, "since": alert.since, "text": alert.text,
-         "remedy": RULES[name].remedy}
+        {"alert": name, "severity": KNOWN[name].severity, "since": alert.since, "text": alert.text,
+         "remedy": KNOWN[name].remedy}
         for name, alert in opened(state).items()
     ]  # fmt: skip

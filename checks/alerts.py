@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from checks.samples import Sample
 
 _KEY = "alerts"
+RELAYED_KEY = "prometheus-alerts"
 _UNTOLD = "untold"
 
 
@@ -28,27 +29,50 @@ def step(config: Config, host: Host, store: Store | None, sample: Sample, log_fi
     Returns what went wrong. Raises OSError where the state of alerts cannot be remembered; then nothing is told, since
     it would be told again at every run.
     """
-    before = recall.recall(host, store, _KEY)
+    seen = _seen(config, host, store, sample)
+    return told(config, host, store, _KEY, log_file, lambda state: alert_rules.step(Limits.of(config), state, seen))
+
+
+def told(
+    config: Config,
+    host: Host,
+    store: Store | None,
+    key: str,
+    log_file: str,
+    judged: Callable[[State], list[Message]],
+) -> str | None:
+    """Bring the state of this key up to date and tell what that gives; raises and returns as `step` does."""
+    before = recall.recall(host, store, key)
     state = _state(before)
-    messages = _untold(before) + alert_rules.step(Limits.of(config), state, _seen(config, host, store, sample))
+    messages = _untold(before) + judged(state)
     # What ends this run in the middle may have a message told twice, but none left out.
     untold = {_UNTOLD: [asdict(message) for message in messages]} if messages else {}
-    written = recall.remember(host, store, _KEY, before, {**state.as_json(), **untold})
+    written = recall.remember(host, store, key, before, {**state.as_json(), **untold})
     problems = [problem for message in messages for problem in delivery.announce(config, host, message, log_file)]
     if messages:
-        recall.remember(host, store, _KEY, written, state.as_json())
+        recall.remember(host, store, key, written, state.as_json())
     problems += delivery.start_sending(config, host)
     return "; ".join(problems) or None
 
 
-def current(host: Host) -> State:
-    """The state as of the last check; raises PermissionError for others than root, StoreError."""
+def current(config: Config, host: Host) -> State:
+    """The state as of the last check, with what Prometheus sees where it runs.
+
+    Raises PermissionError for others than root, StoreError.
+    """
     host.require_root("the state of alerts")
     path = host.path(SAMPLES)
     if not path.exists():
-        return _state(recall.recall(host, None, _KEY))
+        return _recalled(config, host, None)
     with Store.open(path) as store:
-        return _state(recall.recall(host, store, _KEY))
+        return _recalled(config, host, store)
+
+
+def _recalled(config: Config, host: Host, store: Store | None) -> State:
+    state = _state(recall.recall(host, store, _KEY))
+    if config.prometheus is not None:
+        state.alerts |= _state(recall.recall(host, store, RELAYED_KEY)).alerts
+    return state
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     alerts.add_argument("--json", action="store_true", help="the same for a program")
     alerts.add_argument("--log-file", default=HEALTH_LOG, help=argparse.SUPPRESS)
-    # What the units call: send what waits.
+    # What the units call: send what waits, and tell what Prometheus sees.
     alerts.add_argument("--deliver", choices=sorted(ALERT_UNITS), help=argparse.SUPPRESS)
+    alerts.add_argument("--relay", action="store_true", help=argparse.SUPPRESS)
     alerts.set_defaults(command=_alerts)
 
     drill = commands.add_parser(
@@ -370,6 +371,11 @@ def _alerts(arguments: argparse.Namespace) -> int:
     if arguments.deliver:
         problem = delivery.deliver(config, host, arguments.deliver)
         return _fail(f"{problem}.", EXIT_FAILED) if problem else 0
+    if arguments.relay:
+        from checks import relay
+
+        problem = relay.run(config, host, arguments.log_file)
+        return _fail(f"{problem}.", EXIT_FAILED) if problem else 0
     if arguments.action == "test":
         sent = list(alerts.send_test(config, host, arguments.log_file))
         found: object = [{"way": each.way, "ok": not each.problem, "problem": each.problem} for each in sent]
@@ -377,7 +383,7 @@ def _alerts(arguments: argparse.Namespace) -> int:
         failed = any(each.problem for each in sent)
     else:
         try:
-            state = alerts.current(host)
+            state = alerts.current(config, host)
         except samples.StoreError as error:
             return _fail(f"{error}.", EXIT_FAILED)
         found = alert_rules.as_json(state)

@@ -94,11 +94,11 @@ class Healing:
 
 
 @dataclass(frozen=True)
-class Listening:
-    """A service and the port of 127.0.0.1 that it answers on."""
+class Prometheus:
+    """Where root reaches it, and the units that it works by."""
 
-    unit: str
-    port: int
+    socket: str
+    units: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Config:
     utility_goal_percent: float
     alerts: Alerts
     healing: Healing
-    prometheus: tuple[Listening, ...]
+    prometheus: Prometheus | None
     exposure_limit_service: float
     exposure_limit_gateway: float
     seen_of_run: Mapping[str, tuple[str, ...]]
@@ -311,10 +311,7 @@ def _config(data: _Section) -> Config:
         utility_goal_percent=data.number("utility_goal_percent"),
         alerts=_alerts(data.section("alerts")),
         healing=_healing(data.section("healing")),
-        prometheus=tuple(
-            Listening(item.text("unit", r"[\w@.:-]+\.service"), item.integer("port"))
-            for item in data.sections("prometheus")
-        ),
+        prometheus=_prometheus(data.section_or_null("prometheus")),
         exposure_limit_service=data.number("exposure_limit_service"),
         exposure_limit_gateway=data.number("exposure_limit_gateway"),
         seen_of_run=data.section("seen_of_run").lists(),
@@ -346,6 +343,10 @@ def _cloud(data: _Section | None) -> Cloud | None:
         models=data.texts("models"),
         first_byte_seconds=data.integer("first_byte_seconds"),
     )
+
+
+def _prometheus(data: _Section | None) -> Prometheus | None:
+    return None if data is None else Prometheus(data.text("socket", r"/.+"), data.texts("units"))
 
 
 def _alerts(data: _Section) -> Alerts:

@@ -77,10 +77,15 @@ def over_socket(path: str, timeout_seconds: float = 10.0) -> Answer:
 
 def models_over_socket(path: str, timeout_seconds: float = 10.0) -> bytes:
     """The list of models of the server on the unix socket `path`; raises OSError."""
+    return get_over_socket(path, "/v1/models", timeout_seconds)
+
+
+def get_over_socket(path: str, page: str, timeout_seconds: float = 10.0) -> bytes:
+    """What the server on the unix socket `path` has at a page, 1 MiB at most; raises OSError."""
     connection = _UnixConnection(path, timeout_seconds)
     try:
-        connection.request("GET", "/v1/models")
-        return connection.getresponse().read(_LARGEST_ANSWER)
+        connection.request("GET", page)
+        return connection.getresponse().read(_LARGEST_PAGE)
     except http.client.HTTPException as error:
         raise OSError(_phrase(error, timeout_seconds)[1]) from None
     finally:

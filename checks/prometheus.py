@@ -1,26 +1,28 @@
-"""Prometheus beside the model, where the deploy put it: its services, who reaches them, and what it sees."""
+"""Prometheus beside the model, where the deploy put it: whether its units run, and what it sees."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from checks import network
+from checks import probe
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.config import Config, Prometheus
     from checks.host import Host
+
+_API = "/prometheus/api/v1"
+_UNIT = "local-llm-prometheus.service"
 
 
 def services(config: Config, host: Host) -> Iterator[Result]:
-    """Each of the services runs and is reachable from this machine alone."""
-    if not config.prometheus:
+    """Each of its units is up."""
+    if config.prometheus is None:
         return
-    listening = network.listeners(host)
-    for service in config.prometheus:
-        unit = host.unit(service.unit)
+    for unit in map(host.unit, config.prometheus.units):
         yield judge(
             unit.name,
             unit.active,
@@ -28,29 +30,18 @@ def services(config: Config, host: Host) -> Iterator[Result]:
             "active",
             f"It watches nothing. Why: sudo journalctl -u {unit.name} -n 50; again: sudo systemctl restart {unit.name}",
         )
-        here = [listener for listener in listening if listener.port == service.port]
-        yield judge(
-            f"port {service.port}",
-            bool(here) and all(listener.loopback for listener in here),
-            ", ".join(str(listener) for listener in here) or "nothing listens",
-            "loopback only",
-            f"Others than this machine may reach it. Stop it now: sudo systemctl stop {unit.name}; then deploy again"
-            if here
-            else f"It does not listen. Why: sudo journalctl -u {unit.name} -n 50",
-        )
 
 
-def targets(config: Config, _host: Host) -> Iterator[Result]:
+def targets(config: Config, host: Host) -> Iterator[Result]:
     """Prometheus gets an answer from all that it is to ask, and can evaluate its rules."""
-    if not config.prometheus:
+    if config.prometheus is None:
         return
-    url = f"http://127.0.0.1:{config.prometheus[0].port}"
-    remedy = f"Nothing is recorded or alerted of it. Why: sudo journalctl -u {config.prometheus[0].unit} -n 50"
+    host.require_root("Prometheus' socket")
+    remedy = f"Nothing is recorded or alerted of it. Why: sudo journalctl -u {_UNIT} -n 50"
     try:
-        targets = _ask(f"{url}/api/v1/targets?state=active")["activeTargets"]
-        groups = _ask(f"{url}/api/v1/rules")["groups"]
-    except (OSError, ValueError, KeyError) as error:
-        # What requests raises is an OSError.
+        targets = ask(config.prometheus, host, "targets?state=active")["activeTargets"]
+        groups = ask(config.prometheus, host, "rules")["groups"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         yield Result("prometheus", Status.FAIL, f"no answer: {type(error).__name__}", "an answer", remedy)
         return
     health = Counter(target["health"] for target in targets)
@@ -64,10 +55,6 @@ def targets(config: Config, _host: Host) -> Iterator[Result]:
     )
 
 
-def _ask(url: str) -> Any:
-    from checks.api import CONNECT_SECONDS, new_session
-
-    with new_session() as session:
-        response = session.get(url, timeout=CONNECT_SECONDS)
-        response.raise_for_status()
-        return response.json()["data"]
+def ask(prometheus: Prometheus, host: Host, what: str) -> Any:
+    """What Prometheus' API answers; raises OSError, ValueError, KeyError or TypeError where that is no answer of it."""
+    return json.loads(probe.get_over_socket(str(host.path(prometheus.socket)), f"{_API}/{what}"))["data"]

@@ -10,7 +10,7 @@ kv_cache_type = "q8_0"
 # Swap, for OpenClaw and what else runs there; the model itself never swaps.
 swap_file_mib = 4096
 
-# Prometheus, Alertmanager and the node exporter, on 127.0.0.1. docs/MONITORING.md has a dashboard for Grafana.
+# Prometheus and the node exporter, served by the gateway. docs/MONITORING.md has a dashboard for Grafana.
 prometheus = True
 
 # Routing between host and cloud, and the weekly drill of the fallback, come with a cloud provider: see all.py.

@@ -58,7 +58,11 @@ def installed(
 
 @operation()
 def removed(
-    packages: Sequence[str], lock_timeout_seconds: int, kept_off: Mapping[str, str], record: str
+    packages: Sequence[str],
+    lock_timeout_seconds: int,
+    kept_off: Mapping[str, str],
+    record: str,
+    others_stay: bool = False,
 ) -> Generator[PyinfraCommand, None, None]:
     """Ensure that packages are gone, with their configuration and data, as far as `installed` brought them.
 
@@ -69,11 +73,14 @@ def removed(
     + lock_timeout_seconds: how long to wait for another package manager
     + kept_off: units that `installed` masked, by package
     + record: its record; without one there is nothing to remove
+    + others_stay: these are not all that the record is about: it is kept for the others
     """
-    if record not in read(FileContents, paths=(record,)):
+    found = read(FileContents, paths=(record,)).get(record)
+    if found is None or (others_stay and not set(found.content.decode().split()) & set(packages)):
         host.noop("none of them was installed by a deploy")
         return
-    yield told(script(_remove(packages, kept_off, record, lock_timeout_seconds)), connector_arguments(host))
+    steps = _remove(packages, kept_off, record, lock_timeout_seconds, others_stay)
+    yield told(script(steps), connector_arguments(host))
 
 
 def _apt(lock_timeout_seconds: int) -> str:
@@ -105,7 +112,13 @@ install -d -m 0750 {shlex.quote(str(PurePosixPath(record).parent))}
 """
 
 
-def _remove(packages: Sequence[str], kept_off: Mapping[str, str], record: str, lock_timeout_seconds: int) -> str:
+def _remove(
+    packages: Sequence[str],
+    kept_off: Mapping[str, str],
+    record: str,
+    lock_timeout_seconds: int,
+    others_stay: bool = False,
+) -> str:
     """What apt's own autoremoval would take if nobody had asked for the packages, as far as the record names it.
 
     That they were not asked for is pretended in a copy of apt's marks: a run that is broken off leaves the real ones.
@@ -149,8 +162,13 @@ if [ -n "$kept" ]; then
     echo "Kept, because other packages need them:" $kept
 fi
 {units}
-rm -f {record}
+{_still_there(record) if others_stay else f"rm -f {record}"}
 """
+
+
+def _still_there(record: str) -> str:
+    """What is gone is a user's own, should it come back."""
+    return f"in_state installed $(cat {record}) >{record}.new\n{moved_into_place(f'{record}.new', record)}"
 
 
 def _patiently(command: str, seconds: int) -> str:

@@ -113,6 +113,20 @@ def loaded(unit: str) -> Generator[StringCommand, None, None]:
 
 
 @operation()
+def timer(unit: str) -> Generator[StringCommand, None, None]:
+    """Ensure that a timer is enabled and runs as its file says.
+
+    + unit: the timer, with its suffix
+    """
+    now = read(Unit, unit=unit)
+    if now.active and now.enabled and not now.needs_reload:
+        host.noop(f"{unit} runs")
+        return
+    yield from _known_to_systemd(unit, now)
+    yield StringCommand("systemctl", "restart", word(unit))
+
+
+@operation()
 def removed(units: Sequence[str]) -> Generator[StringCommand, None, None]:
     """Ensure that units of ours are gone: stopped, disabled, their state directories and files deleted.
 

@@ -41,6 +41,20 @@ CLOUD_LONGEST_REST_SECONDS = 3600
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 """glibc's malloc keeps up to 64 MiB that are free. HAProxy keeps 512 KiB (CONFIG_HAP_POOL_CACHE_SIZE) and frees all
 else, which would be faulted in anew for each request: 0.2 ms of the 0.3 that the gateway added to 2 kB."""
+PROMETHEUS_QUERIES = ("query", "query_range", "query_exemplars", "series", "labels", "format_query")
+"""What may also be asked by POST, below /api/v1: all of it reads."""
+PROMETHEUS_PAGES = (
+    *("graph", "alerts", "rules", "targets", "status", "flags", "config", "service-discovery", "tsdb-status"),
+    *("favicon.ico", "manifest.json", "-/healthy", "-/ready"),
+)
+PROMETHEUS_API = tuple(
+    f"api/v1/{page}"
+    for page in (
+        *("metadata", "targets", "targets/metadata", "rules", "alerts"),
+        *(f"status/{what}" for what in ("buildinfo", "runtimeinfo", "flags", "tsdb", "walreplay", "config")),
+    )
+)
+PROMETHEUS_FOLDERS = ("static", "classic/static", "api/v1/label")
 CLIENTS_CREDENTIALS = (
     "authorization",
     "proxy-authorization",
@@ -160,6 +174,7 @@ def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
         model_refusals=list(refusals.of_local_model(settings)),
         credentials=CLIENTS_CREDENTIALS,
         probe_reason=PROBE,
+        prometheus=_prometheus() if settings.prometheus else None,
         request_metrics=request_metrics([PROBE, *(rule.reason for rule in own_rules)]),
         cloud=_cloud(settings),
         **settings.model_dump(
@@ -177,6 +192,16 @@ def configuration_file(settings: Settings, stamp: str) -> ManagedFile:
             }
         ),
     )
+
+
+def _prometheus() -> dict[str, Any]:
+    return {
+        "socket": paths.PROMETHEUS_SOCKET,
+        "path": paths.PROMETHEUS_PATH,
+        "queries": PROMETHEUS_QUERIES,
+        "pages": [*PROMETHEUS_PAGES, "classic/", *(f"classic/{page}" for page in PROMETHEUS_PAGES), *PROMETHEUS_API],
+        "folders": PROMETHEUS_FOLDERS,
+    }
 
 
 def _cloud(settings: Settings) -> dict[str, Any] | None:

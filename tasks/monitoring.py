@@ -83,7 +83,7 @@ def checks_configuration(target: Target) -> ManagedFile:
         "response_limit_seconds": settings.response_limit_seconds,
         **alerts.thresholds(settings),
         "utility_goal_percent": settings.utility_goal_percent,
-        "prometheus": prometheus.listening(settings),
+        "prometheus": prometheus.watched(settings),
         "exposure_limit_service": service_exposure_limit(settings.service_user),
         "exposure_limit_gateway": GATEWAY_EXPOSURE_LIMIT,
         "seen_of_run": {unit: units.seen_of_run(unit) for unit in _running(settings)},

@@ -19,7 +19,7 @@ RUN = (
     "python3-requests",
 )
 FIREWALL = ("ufw",)
-PROMETHEUS = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
+PROMETHEUS = ("prometheus", "prometheus-node-exporter")
 RECORD = f"{paths.STATE}/packages"
 """Names of the packages that were not there before: only these are ever removed."""
 KEPT_OFF = {"haproxy": "haproxy.service"}

@@ -24,7 +24,6 @@ GATEWAY_API_SOCKET = f"{ROOT_RUNTIME}/api.sock"
 GATEWAY_SOCKETS_STAMP = f"{ROOT_RUNTIME}/stamp"
 DRILL_RUNTIME = "/run/local-llm-drill"
 ALERT_RUNTIME = "/run/local-llm-alerts"
-ALERTMANAGER_RUNTIME = "/run/local-llm-alertmanager"
 SECRETS = f"{CONFIGURATION}/secrets"
 CLOUD_KEY = f"{SECRETS}/cloud.env"
 SWAP_FILE = "/var/swap/local-llm"
@@ -36,16 +35,14 @@ GATEWAY_UNIT = "local-llm-gateway.service"
 GATEWAY_SOCKET_UNIT = "local-llm-gateway.socket"
 DRILL_UNIT = "local-llm-drill.service"
 ALERT_UNITS = ("local-llm-alert-webhook.service", "local-llm-alert-command.service")
-PROMETHEUS_UNITS = (
-    "local-llm-prometheus.service",
-    "local-llm-alertmanager.service",
-    "local-llm-node-exporter.service",
-)
-PROMETHEUS_DISTRIBUTION_UNITS = (
-    "prometheus.service",
-    "prometheus-alertmanager.service",
-    "prometheus-node-exporter.service",
-)
+PROMETHEUS_UNITS = ("local-llm-prometheus.service", "local-llm-node-exporter.service")
+PROMETHEUS_DISTRIBUTION_UNITS = ("prometheus.service", "prometheus-node-exporter.service")
+PROMETHEUS_WAYS = ("local-llm-prometheus-out", "local-llm-prometheus-in")
+"""Each a socket unit and a service: from Prometheus' own network to the gateway's metrics, and from outside to it."""
+PROMETHEUS_SOCKET = f"{PUBLISHED}/prometheus.sock"
+PROMETHEUS_PATH = "/prometheus"
+"""Where the gateway serves it, on its metrics port; Prometheus itself answers below the same path."""
+ALERT_RELAY = "local-llm-alert-relay"
 GATEWAY_USER = "local-llm-gateway"
 BUILD_USER = "local-llm-build"
 """Downloads, and compiles other people's source; owns nothing that runs."""

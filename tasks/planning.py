@@ -36,8 +36,8 @@ FIRST_ORDINARY_GID = 1000
 NO_LOGIN_SHELLS = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false")
 SWAP_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")
 """Where a file written in full can be swapped to; btrfs and ZFS copy what they overwrite, overlays have no blocks."""
-ALERTMANAGER_MIB = 64
-"""Memory limit of Alertmanager (measured by benchmarks/prometheus_memory.py)."""
+PROXY_MIB = 8
+"""Memory limit of each way to and from Prometheus' network (measured by benchmarks/prometheus_memory.py)."""
 NODE_EXPORTER_MIB = 48
 """Memory limit of the node exporter (measured by benchmarks/prometheus_memory.py)."""
 
@@ -152,7 +152,7 @@ def key_findings(settings: Settings, given: bool, on_host: bool) -> Iterator[Fin
         yield _finding("cloud key", given or on_host, found, "the provider's key", remedy)
 
 
-def prometheus_findings(settings: Settings, machine: MachineState, state: PrometheusState) -> Iterator[Finding]:
+def prometheus_findings(settings: Settings, state: PrometheusState) -> Iterator[Finding]:
     """Whether the host is free for a Prometheus of ours: one that is there already is somebody's own."""
     if not settings.prometheus:
         return
@@ -161,8 +161,6 @@ def prometheus_findings(settings: Settings, machine: MachineState, state: Promet
         "keep yours: set prometheus = False and let it scrape this host (docs/MONITORING.md); or give it up: "
         f"`sudo systemctl disable --now {' '.join(state.in_use)}`",
     )  # fmt: skip
-    for name in ("prometheus_port", "alertmanager_port", "node_exporter_port"):
-        yield _port(name, getattr(settings, name), machine, state.pids)
 
 
 def package_findings(plan: PackagePlan) -> Iterator[Finding]:

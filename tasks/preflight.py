@@ -84,7 +84,7 @@ def inspect(settings: Settings, login: LoginState) -> Target:
         *package_findings(read(Plan, packages=packages.wanted(settings))),
         *firewall_findings(settings, read(Others)),
         *key_findings(settings, given=_is_key_given(settings), on_host=_is_key_on_host()),
-        *prometheus_findings(settings, machine, prometheus),
+        *prometheus_findings(settings, prometheus),
         *swap_findings(settings, swap),
         *openclaw.findings(settings),
     )

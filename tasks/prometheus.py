@@ -1,31 +1,34 @@
-"""Prometheus, node exporter and Alertmanager beside the model, as units of ours: the distribution's stay off.
+"""Prometheus and node exporter beside the model, as units of ours: the distribution's stay off.
 
 The packages bring services that listen on every address. They are masked before they are installed, and what runs are
 our units, with our configuration, data and limits: nothing of the packages is changed, and all of it can go again.
+
+The two share a network of their own. Out of it leads one way, to the gateway's metrics; into it another one, for root
+and the gateway, which serves Prometheus to people behind its rules about hosts, origins and methods.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import host
 from pyinfra.api import deploy
 
+from checks.alerts import RELAYED_KEY
 from checks.memory import STALLED_PERCENT
 from facts.systemd import STAMP_VARIABLE
 from operations import files, packages, systemd
 from operations.files import ManagedFile
 from settings import Settings
 from tasks import paths, units
-from tasks.alerts import operators_webhook
 from tasks.packages import PROMETHEUS as PACKAGES
-from tasks.planning import ALERTMANAGER_MIB, NODE_EXPORTER_MIB
+from tasks.planning import NODE_EXPORTER_MIB, PROXY_MIB
 from tasks.rendering import rendered
 
 CONFIGURATION_FILE = f"{paths.CONFIGURATION}/prometheus.yml"
 RULES_FILE = f"{paths.CONFIGURATION}/prometheus-rules.yml"
-ALERTMANAGER_FILE = f"{paths.SECRETS}/alertmanager.yml"
 RECORD = f"{paths.STATE}/prometheus-packages"
 """Names of the packages that were not there before: only these are ever removed."""
 SLICE = "localllmprometheus.slice"
@@ -34,39 +37,62 @@ READY_SECONDS = 60
 """Prometheus first reads what it wrote last, some seconds after a crash; 5 s later it knows what it is to ask."""
 GO_MEMORY_PERCENT = 85
 """Share of a unit's limit from which Go collects garbage all the time rather than grow."""
-NO_REMINDER_HOURS = 24 * 365
+RELAY_TIMER = f"{paths.ALERT_RELAY}.timer"
+ALERTMANAGER_UNIT = "local-llm-alertmanager.service"
+ALERTMANAGER_FILE = f"{paths.SECRETS}/alertmanager.yml"
+ALERTMANAGER_KEPT_OFF = {"prometheus-alertmanager": "prometheus-alertmanager.service"}
+"""What a host may have of a deploy that ran an Alertmanager: it would show the webhook to every user, and it goes."""
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """One of the three services: its unit, port and memory limit. Ready is once the answer at a path has some text."""
+    """A service: its unit, its memory limit, and a shell command that succeeds once it answers."""
 
     unit: str
-    port: int
     memory_max_mib: int
-    ready_path: str
-    ready_text: str = ""
+    ready: str = "true"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way out of or into the network: a socket unit, and the service that passes bytes on."""
+
+    name: str
+    service: Watcher
 
     @property
-    def ready(self) -> str:
-        """A shell command that succeeds once it is ready."""
-        url = f"http://127.0.0.1:{self.port}{self.ready_path}"
-        return f"curl -fsS -m 2 '{url}' 2>/dev/null | grep -qF -- '{self.ready_text}'"
+    def socket_unit(self) -> str:
+        """The unit that holds the socket."""
+        return f"{self.name}.socket"
+
+    @property
+    def stamp_file(self) -> str:
+        """Where the socket's stamp is."""
+        return f"{paths.ROOT_RUNTIME}/{self.name}.stamp"
 
 
-def watchers(settings: Settings) -> tuple[Watcher, Watcher, Watcher]:
-    """Prometheus, Alertmanager and node exporter: what the last two are known to need, and the rest for the first."""
-    rest = settings.prometheus_memory_max_mib - ALERTMANAGER_MIB - NODE_EXPORTER_MIB
+def watchers(settings: Settings) -> tuple[Watcher, Watcher]:
+    """Prometheus and node exporter: what the last one and the ways are known to need, and the rest for the first."""
+    rest = settings.prometheus_memory_max_mib - NODE_EXPORTER_MIB - PROXY_MIB * len(paths.PROMETHEUS_WAYS)
+    url = f"http://localhost{paths.PROMETHEUS_PATH}/api/v1/targets"
+    asked = f"curl -fsS -m 2 --unix-socket {paths.PROMETHEUS_SOCKET} {url} 2>/dev/null"
     return (
-        Watcher(paths.PROMETHEUS_UNITS[0], settings.prometheus_port, rest, "/api/v1/targets", '"job":"gateway"'),
-        Watcher(paths.PROMETHEUS_UNITS[1], settings.alertmanager_port, ALERTMANAGER_MIB, "/-/ready"),
-        Watcher(paths.PROMETHEUS_UNITS[2], settings.node_exporter_port, NODE_EXPORTER_MIB, "/"),
+        Watcher(paths.PROMETHEUS_UNITS[0], rest, f"""{asked} | grep -qF -- '"job":"gateway"'"""),
+        Watcher(paths.PROMETHEUS_UNITS[1], NODE_EXPORTER_MIB),
     )
 
 
-def listening(settings: Settings) -> list[dict[str, object]]:
-    """The services and their ports, Prometheus first, in the format that checks/config.py reads."""
-    return [{"unit": each.unit, "port": each.port} for each in watchers(settings)] if settings.prometheus else []
+def ways() -> tuple[Way, ...]:
+    """The way out, whose socket unit makes the network, and the way in."""
+    return tuple(Way(name, Watcher(f"{name}.service", PROXY_MIB)) for name in paths.PROMETHEUS_WAYS)
+
+
+def watched(settings: Settings) -> dict[str, object] | None:
+    """How the checks find it, in the format that checks/config.py reads."""
+    if not settings.prometheus:
+        return None
+    sockets = [way.socket_unit for way in ways()]
+    return {"socket": paths.PROMETHEUS_SOCKET, "units": [*paths.PROMETHEUS_UNITS, *sockets, RELAY_TIMER]}
 
 
 def configuration_file(settings: Settings, host_name: str) -> ManagedFile:
@@ -75,9 +101,8 @@ def configuration_file(settings: Settings, host_name: str) -> ManagedFile:
         CONFIGURATION_FILE,
         host_name=host_name,
         scrape_seconds=settings.prometheus_scrape_seconds,
-        **settings.model_dump(
-            include={"metrics_port", "prometheus_port", "alertmanager_port", "node_exporter_port"},
-        ),
+        prometheus_path=paths.PROMETHEUS_PATH,
+        **settings.model_dump(include={"metrics_port", "prometheus_port", "node_exporter_port"}),
     )
 
 
@@ -101,81 +126,78 @@ def rules_file(settings: Settings) -> ManagedFile:
     )
 
 
-def alertmanager_file(settings: Settings, webhook: str | None) -> ManagedFile:
-    """alertmanager.yml: to the webhook of the host's own alerts, where there is one, goes what these cannot tell.
-
-    Of its headers only `Authorization` goes along: Debian 12's Alertmanager sends no other.
-    """
-    address, *headers = (webhook or "").strip().splitlines() or [""]
-    pairs = (line.partition(":") for line in headers)
-    authorization = {name.strip().lower(): value.strip() for name, _, value in pairs}.get("authorization", "")
-    kind, _, credentials = authorization.partition(" ")
-    return rendered(
-        ALERTMANAGER_FILE,
-        mode="0600",
-        address=address,
-        format=settings.alert_webhook_format,
-        authorization={"type": kind, "credentials": credentials} if credentials else None,
-        repeat_hours=_repeat_hours(settings),
-    )
-
-
 def slice_file(settings: Settings) -> ManagedFile:
-    """The slice of the three services, which holds them to their limit together."""
+    """The slice of the services, which holds them to their limit together."""
     return rendered(f"/etc/systemd/system/{SLICE}", memory_max_mib=settings.prometheus_memory_max_mib)
 
 
-def stamped_units(settings: Settings, host_name: str, webhook: str | None) -> list[tuple[Watcher, str, ManagedFile]]:
+def relay_files(settings: Settings) -> list[ManagedFile]:
+    """The unit that tells what only Prometheus sees, and the timer that starts it."""
+    return [
+        units.hardened(f"{paths.ALERT_RELAY}.service"),
+        rendered(f"/etc/systemd/system/{RELAY_TIMER}", health_interval_minutes=settings.health_interval_minutes),
+    ]
+
+
+def stamped_sockets(settings: Settings) -> list[tuple[Way, str, ManagedFile]]:
+    """Each way with its socket's stamp and unit, the one that makes the network first."""
+    found = []
+    for way in ways():
+        stamp = systemd.stamp(_socket_file(way, settings, "").content)
+        found.append((way, stamp, _socket_file(way, settings, stamp)))
+    return found
+
+
+def _socket_file(way: Way, settings: Settings, stamp: str) -> ManagedFile:
+    return rendered(
+        f"/etc/systemd/system/{way.socket_unit}",
+        metrics_port=settings.metrics_port,
+        socket=paths.PROMETHEUS_SOCKET,
+        directory=paths.PUBLISHED,
+        gateway_user=paths.GATEWAY_USER,
+        stamp_file=way.stamp_file,
+        stamp=stamp,
+    )
+
+
+def stamped_units(settings: Settings, host_name: str) -> list[tuple[Watcher, str, ManagedFile]]:
     """Each service with its stamp and its unit, those that are asked before the one that asks."""
-    prometheus, alertmanager, node_exporter = watchers(settings)
+    prometheus, node_exporter = watchers(settings)
     asks = rules_file(settings).content + configuration_file(settings, host_name).content
-    own: dict[Watcher, tuple[str, dict[str, Any]]] = {
-        node_exporter: ("", {"textfile_directory": settings.textfile_directory}),
-        alertmanager: (
-            alertmanager_file(settings, webhook).sha256,
-            {
-                "configuration_file": ALERTMANAGER_FILE,
-                "sends": webhook is not None,
-                "resolves": webhook is not None,
-                # It has to remember what it has sent for longer than it waits to send it again.
-                "retention_hours": 2 * _repeat_hours(settings),
-            },
-        ),
-        prometheus: (
-            asks,
-            {
-                "retention_days": settings.prometheus_retention_days,
-                "storage_mib": settings.prometheus_storage_mib,
-            },
-        ),
+    sockets = [stamp for _, stamp, _ in stamped_sockets(settings)]
+    found = []
+    for watcher, configured in (*((way.service, "") for way in ways()), (node_exporter, ""), (prometheus, asks)):
+        blank = _unit_file(watcher, "", settings)
+        stamp = systemd.stamp(blank.content, slice_file(settings).content, configured, *sockets)
+        found.append((watcher, stamp, _unit_file(watcher, stamp, settings)))
+    return found
+
+
+def _unit_file(watcher: Watcher, stamp: str, settings: Settings) -> ManagedFile:
+    prometheus, node_exporter = paths.PROMETHEUS_UNITS
+    own: dict[str, dict[str, Any]] = {
+        prometheus: {
+            "port": settings.prometheus_port,
+            "external_url": f"http://127.0.0.1:{settings.metrics_port}{paths.PROMETHEUS_PATH}/",
+            "retention_days": settings.prometheus_retention_days,
+            "storage_mib": settings.prometheus_storage_mib,
+        },
+        node_exporter: {"port": settings.node_exporter_port, "textfile_directory": settings.textfile_directory},
     }
-    units = []
-    for watcher, (configured, variables) in own.items():
-        blank = _unit_file(watcher, "", variables)
-        stamp = systemd.stamp(blank.content, slice_file(settings).content, configured)
-        units.append((watcher, stamp, _unit_file(watcher, stamp, variables)))
-    return units
-
-
-def _unit_file(watcher: Watcher, stamp: str, variables: dict[str, Any]) -> ManagedFile:
+    ports = {"metrics_port": settings.metrics_port, "prometheus_port": settings.prometheus_port}
     return units.hardened(
         watcher.unit,
-        port=watcher.port,
         memory_max_mib=watcher.memory_max_mib,
         go_memory_mib=watcher.memory_max_mib * GO_MEMORY_PERCENT // 100,
         stamp_variable=STAMP_VARIABLE,
         stamp=stamp,
-        **variables,
+        **own.get(watcher.unit, ports),
     )
-
-
-def _repeat_hours(settings: Settings) -> int:
-    return settings.alert_reminder_hours or NO_REMINDER_HOURS
 
 
 @deploy("Prometheus")
 def run(settings: Settings) -> None:
-    """Run the three services with their configuration, or where `prometheus` is off, leave nothing of them."""
+    """Run the services with their configuration, or where `prometheus` is off, leave nothing of them."""
     if settings.prometheus:
         _install(settings)
     else:
@@ -183,6 +205,16 @@ def run(settings: Settings) -> None:
 
 
 def _install(settings: Settings) -> None:
+    systemd.removed(name="Remove Alertmanager", units=[ALERTMANAGER_UNIT])
+    files.absent(name="Remove Alertmanager's configuration", paths=[ALERTMANAGER_FILE])
+    packages.removed(
+        name="Remove Alertmanager's package",
+        packages=tuple(ALERTMANAGER_KEPT_OFF),
+        lock_timeout_seconds=settings.apt_lock_timeout_seconds,
+        kept_off=ALERTMANAGER_KEPT_OFF,
+        record=RECORD,
+        others_stay=True,
+    )
     packages.installed(
         name="Install Prometheus",
         packages=PACKAGES,
@@ -190,17 +222,27 @@ def _install(settings: Settings) -> None:
         kept_off=KEPT_OFF,
         record=RECORD,
     )
-    webhook = operators_webhook(settings)
     files.managed(name="Write Prometheus' rules", files=[rules_file(settings)], validate="promtool check rules {}")
     files.managed(
         name="Write Prometheus' configuration",
         files=[configuration_file(settings, host.name)],
         validate="promtool check config {}",
     )
-    files.secret(name="Write Alertmanager's configuration", file=alertmanager_file(settings, webhook))
-    units = stamped_units(settings, host.name, webhook)
-    files.managed(name="Write the units of Prometheus", files=[slice_file(settings), *(file for _, _, file in units)])
-    for watcher, stamp, _ in units:
+    sockets, services = stamped_sockets(settings), stamped_units(settings, host.name)
+    unit_files = [file for _, _, file in (*sockets, *services)]
+    files.managed(
+        name="Write the units of Prometheus", files=[slice_file(settings), *unit_files, *relay_files(settings)]
+    )
+    for way, stamp, _ in sockets:
+        systemd.sockets(
+            name=f"Hold {way.socket_unit}",
+            unit=way.socket_unit,
+            service=way.service.unit,
+            stamp=stamp,
+            stamp_file=way.stamp_file,
+            addresses=[],
+        )
+    for watcher, stamp, _ in services:
         systemd.service(
             name=f"Run {watcher.unit.removesuffix('.service')}",
             unit=watcher.unit,
@@ -208,6 +250,8 @@ def _install(settings: Settings) -> None:
             ready=watcher.ready,
             ready_timeout_seconds=READY_SECONDS,
         )
+    systemd.loaded(name="Let systemd know the relay of alerts", unit=f"{paths.ALERT_RELAY}.service")
+    systemd.timer(name="Tell what only Prometheus sees", unit=RELAY_TIMER)
 
 
 @deploy("Prometheus")
@@ -217,14 +261,24 @@ def remove(settings: Settings) -> None:
 
 
 def _remove(settings: Settings) -> None:
-    systemd.removed(
-        name="Remove the services of Prometheus", units=[*(watcher.unit for watcher in watchers(settings)), SLICE]
-    )
+    systemd.removed(name="Remove the services of Prometheus", units=list(_own_units()))
     packages.removed(
         name="Remove Prometheus' packages",
-        packages=PACKAGES,
+        packages=(*PACKAGES, *ALERTMANAGER_KEPT_OFF),
         lock_timeout_seconds=settings.apt_lock_timeout_seconds,
-        kept_off=KEPT_OFF,
+        kept_off=KEPT_OFF | ALERTMANAGER_KEPT_OFF,
         record=RECORD,
     )
-    files.absent(name="Remove Prometheus' configuration", paths=[CONFIGURATION_FILE, RULES_FILE, ALERTMANAGER_FILE])
+    stamps = [way.stamp_file for way in ways()]
+    told = f"{paths.ALERT_RUNTIME}/{RELAYED_KEY}.json"
+    own_files = [CONFIGURATION_FILE, RULES_FILE, ALERTMANAGER_FILE, told, *stamps]
+    files.absent(name="Remove Prometheus' configuration", paths=own_files)
+
+
+def _own_units() -> Iterator[str]:
+    """Every unit of this task, who starts others first."""
+    yield RELAY_TIMER
+    yield f"{paths.ALERT_RELAY}.service"
+    for way in reversed(ways()):
+        yield from (way.socket_unit, way.service.unit)
+    yield from (*paths.PROMETHEUS_UNITS, ALERTMANAGER_UNIT, SLICE)

@@ -31,6 +31,8 @@ from tasks.tables import show
 CRON_FILE = "/etc/cron.d/local-llm"
 UNIT_DIRECTORY = "/etc/systemd/system"
 JOB_UNITS = ("local-llm-fetch.service", "local-llm-build.service", "local-llm-download.service")
+EARLIER_UNITS = ("local-llm-alertmanager.service",)
+"""Of earlier deploys."""
 TREES = (paths.ROOT, paths.CONFIGURATION, paths.SCRATCH, LOG_DIRECTORY, paths.STATE)
 """Directories that are ours, with all that is in them."""
 MODELS = f"{paths.MODELS}/*.gguf*"
@@ -58,7 +60,7 @@ def _template_paths() -> list[str]:
 def units() -> list[str]:
     """Every unit that a deploy may have written or started, in the order in which they are to be stopped."""
     written = [PurePosixPath(path).name for path in _template_paths() if path.startswith(f"{UNIT_DIRECTORY}/")]
-    return sorted([*written, *JOB_UNITS], key=lambda unit: _STOPPING.index(PurePosixPath(unit).suffix))
+    return sorted([*written, *JOB_UNITS, *EARLIER_UNITS], key=lambda unit: _STOPPING.index(PurePosixPath(unit).suffix))
 
 
 def files(settings: Settings) -> list[str]:

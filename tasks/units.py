@@ -9,7 +9,6 @@ from operations.jobs import RESOLVER_FILES
 from tasks import paths
 from tasks.rendering import rendered
 
-_PROMETHEUS, _ALERTMANAGER, _NODE_EXPORTER = paths.PROMETHEUS_UNITS
 _WEBHOOK, _ = paths.ALERT_UNITS
 
 OF_RUN: dict[str, tuple[str, ...]] = {
@@ -18,9 +17,15 @@ OF_RUN: dict[str, tuple[str, ...]] = {
     paths.GATEWAY_UNIT: (paths.GATEWAY_RUNTIME, paths.PUBLISHED, "/run/systemd/notify"),
     paths.DRILL_UNIT: (paths.DRILL_RUNTIME, paths.ROOT_RUNTIME),
     _WEBHOOK: (paths.ALERT_RUNTIME,),
-    _PROMETHEUS: (),
-    _ALERTMANAGER: (paths.ALERTMANAGER_RUNTIME,),
-    _NODE_EXPORTER: (),
+    # Alerts are sent by units, which systemd is asked to start.
+    f"{paths.ALERT_RELAY}.service": (
+        paths.PUBLISHED,
+        paths.ROOT_RUNTIME,
+        paths.ALERT_RUNTIME,
+        "/run/systemd/private",
+        "/run/systemd/journal/socket",
+    ),
+    **dict.fromkeys((*paths.PROMETHEUS_UNITS, *(f"{way}.service" for way in paths.PROMETHEUS_WAYS)), ()),
 }
 """Paths below /run by unit; the rest of /run is not there for it. The unit of alert_command is not among them: what
 the operator's program needs is not known."""

@@ -163,6 +163,7 @@ def of_job(machine: Shell, job: Job) -> Reach:
         machine,
         f"""
 mkdir -p {probe.log.rsplit("/", 1)[0]}
+{probe.prepare}
 {probe.start_command()}
 for i in $(seq 200); do
     [ "$(systemctl show {COPY} -p SubState --value)" = running ] || break
@@ -170,6 +171,7 @@ for i in $(seq 200); do
 done
 systemctl stop {COPY}
 systemctl reset-failed {COPY} 2>/dev/null
+{probe.discard}
 """,
         probe.log,
     )

@@ -96,15 +96,16 @@ def test_only_a_plain_file_that_nobody_writes_to_becomes_the_model(without_model
     tiny = without_model.source.models["tiny"]
     incoming = f"{MODELS}/incoming"
     part = f"{incoming}/{tiny.sha256}.part"
+    name = f"tiny-{tiny.sha256[:16]}.gguf"
     without_model.sh(
-        f"cp /opt/local-llm/kept.*/*.gguf {part}; ln {part} {incoming}/other; chown local-llm-build: {incoming}/*"
+        f"cp /opt/local-llm/kept.*/{name} {part}; ln {part} {incoming}/other; chown local-llm-build: {incoming}/*"
     )
     run = without_model.deploy()
     assert run.status == 1
     assert "regular file, links: 2" in run.output
     assert without_model.sh(f"ls -A {MODELS}") == "incoming"
     without_model.sh(
-        f"rm {incoming}/other; cp /opt/local-llm/kept.*/*.gguf {part}; touch '{incoming}/x;id>PWNED;.part'; "
+        f"rm {incoming}/other; cp /opt/local-llm/kept.*/{name} {part}; touch '{incoming}/x;id>PWNED;.part'; "
         f"chown local-llm-build: {incoming}/*; "
         f"systemd-run --quiet --unit=writer --uid=local-llm-build sh -c 'exec 3>>{part}; sleep 600'; sleep 1"
     )

@@ -109,7 +109,7 @@ def test_all_that_a_deploy_makes_is_there_for_every_user_whatever_the_umask(visi
     run = visitor.deploy()
     assert run.succeeded, run.output
     assert visitor.answers()
-    assert "local-llm" in visitor.sh(f"su {VISITOR} -c 'local-llm version'")
+    assert "0c1e57098bba" in visitor.sh(f"su {VISITOR} -c 'local-llm version'")
     closed = visitor.sh(
         r"find /opt/local-llm /etc/local-llm \( -type d ! -perm -0005 -o ! -type l ! -perm -0004 \) -printf '%P\n'"
     )

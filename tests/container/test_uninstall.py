@@ -142,7 +142,7 @@ def test_all_that_can_be_deployed_goes_whatever_state_it_is_in(machine: Machine)
     # As a host may be: a unit masked and its file gone, one that failed, one that runs without a file, files gone.
     machine.sh(
         "cd /etc/systemd/system; rm local-llm-drill.service; ln -s /dev/null local-llm-drill.service; "
-        "kill -9 $(systemctl show local-llm-alertmanager -p MainPID --value); rm local-llm-node-exporter.service; "
+        "kill -9 $(systemctl show local-llm-prometheus -p MainPID --value); rm local-llm-node-exporter.service; "
         "systemctl kill -s KILL local-llm-gateway; rm /etc/local-llm/haproxy.cfg /usr/local/bin/local-llm; "
         "rm -r /opt/local-llm/checks; touch /etc/cron.d/.local-llm.new; systemctl daemon-reload"
     )

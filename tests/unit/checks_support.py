@@ -62,7 +62,7 @@ CONFIG: Mapping[str, Any] = {
         "command": None,
     },
     "healing": {"after_failures": 2, "restarts_per_hour": 3},
-    "prometheus": [],
+    "prometheus": None,
     "exposure_limit_service": 0.3,
     "exposure_limit_gateway": 1.5,
     "seen_of_run": {SERVICE: ["/run/local-llm"], GATEWAY: ["/run/local-llm-gateway", "/run/systemd/notify"]},

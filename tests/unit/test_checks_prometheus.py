@@ -1,4 +1,4 @@
-"""The checks of Prometheus see when it is down, reachable from elsewhere, or blind."""
+"""The checks of Prometheus see when it is down or blind."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ import pytest
 from checks import prometheus
 from checks.config import Config
 from checks.result import Result, Status
-from tests.unit.checks_support import FakeHost, make_config, serve, show
+from tests.unit.checks_support import FakeHost, make_config, show
 
 UNIT = "local-llm-prometheus.service"
-HEADER = "  sl  local_address rem_address   st …\n"
+RELAY = "local-llm-alert-relay.timer"
 UP = {"labels": {"job": "gateway"}, "health": "up", "lastError": ""}
 DOWN = {"labels": {"job": "node"}, "health": "down", "lastError": "connection refused"}
 UNKNOWN = {"labels": {"job": "requests"}, "health": "unknown", "lastError": ""}
@@ -19,15 +19,14 @@ GOOD_RULE = {"name": "LocalLlmApiDown", "health": "ok"}
 BAD_RULE = {"name": "LocalLlmDisk", "health": "err", "lastError": "no such function"}
 
 
-def config(tmp_path: Path, port: int) -> Config:
-    return make_config(tmp_path, prometheus=[{"unit": UNIT, "port": port}])
+def config(tmp_path: Path) -> Config:
+    return make_config(tmp_path, prometheus={"socket": "/prometheus.sock", "units": [UNIT, RELAY]})
 
 
-def services(tmp_path: Path, address: str = "0100007F", active: str = "active") -> list[Result]:
+def services(tmp_path: Path, active: str = "active") -> list[Result]:
     host = FakeHost(tmp_path)
-    host.put_units(show(UNIT, ActiveState=active))
-    host.put("/proc/self/net/tcp", f"{HEADER}   0: {address}:2382 00000000:0000 0A 0:0 0:0 0 0 0 1 1 0\n")
-    return list(prometheus.services(config(tmp_path, 9090), host))
+    host.put_units(show(UNIT, ActiveState=active), show(RELAY))
+    return list(prometheus.services(config(tmp_path), host))
 
 
 def test_off_there_is_nothing_to_check(tmp_path: Path) -> None:
@@ -40,13 +39,6 @@ def test_as_deployed(tmp_path: Path) -> None:
     assert [result.status for result in services(tmp_path)] == [Status.PASS, Status.PASS]
 
 
-def test_open_to_the_network(tmp_path: Path) -> None:
-    [_, port] = services(tmp_path, address="00000000")
-    assert port.status is Status.FAIL
-    assert "0.0.0.0:9090" in port.value
-    assert f"systemctl stop {UNIT}" in port.remedy
-
-
 def test_stopped(tmp_path: Path) -> None:
     [unit, _] = services(tmp_path, active="failed")
     assert unit.status is Status.FAIL
@@ -57,8 +49,8 @@ def targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[Any], rules: list[Any] | None = None
 ) -> list[Result]:
     answers = {"targets?state=active": {"activeTargets": found}, "rules": {"groups": [{"rules": rules or [GOOD_RULE]}]}}
-    monkeypatch.setattr(prometheus, "_ask", lambda url: answers[url.partition("/api/v1/")[2]])
-    return list(prometheus.targets(config(tmp_path, 9090), FakeHost(tmp_path)))
+    monkeypatch.setattr(prometheus, "ask", lambda _prometheus, _host, what: answers[what])
+    return list(prometheus.targets(config(tmp_path), FakeHost(tmp_path)))
 
 
 def test_all_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +73,6 @@ def test_a_rule_that_cannot_be_evaluated(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_no_answer(tmp_path: Path) -> None:
-    with serve() as api:  # something else listens there
-        port = int(api.url.rsplit(":", 1)[1])
-        [result] = prometheus.targets(config(tmp_path, port), FakeHost(tmp_path))
-    assert result.status is Status.FAIL
-    [result] = prometheus.targets(config(tmp_path, port), FakeHost(tmp_path))
+    [result] = prometheus.targets(config(tmp_path), FakeHost(tmp_path))
     assert result.status is Status.FAIL
     assert f"journalctl -u {UNIT}" in result.remedy

@@ -90,6 +90,20 @@ def test_what_others_need_stays_off_and_is_named(tmp_path: Path) -> None:
     assert not record.exists()
 
 
+def test_where_others_stay_the_record_keeps_what_is_still_there(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    record.write_text("gone\nours\n")
+    run(
+        tmp_path,
+        _remove(["gone"], {}, str(record), 5, others_stay=True),
+        apt_get=":",
+        apt_mark=":",
+        dpkg_query="echo 'installed ours'",
+        systemctl=":",
+    )
+    assert record.read_text() == "ours\n"
+
+
 def test_a_plan_is_read() -> None:
     assert parse_plan(["@missing", ""]) == PackagePlan()
     known = ["@missing", " ufw git", "@plan", "Remv iptables-persistent [1]", "Inst ufw (1)", "known"]

@@ -1,4 +1,4 @@
-"""What Prometheus, Alertmanager and node exporter are given, whose they are, and what of them is removed again."""
+"""What Prometheus and node exporter are given, whose they are, and what of them is removed again."""
 
 import json
 import re
@@ -6,37 +6,36 @@ from pathlib import Path
 
 import pytest
 
-from facts.machine import MachineState
+from checks import alert_rules, relay
 from facts.prometheus import PrometheusState, parse_prometheus
-from settings import Settings
+from settings import Settings, parse
 from tasks.planning import Finding, Status, disk_needs, prometheus_findings
 from tasks.prometheus import (
-    alertmanager_file,
     configuration_file,
-    listening,
+    relay_files,
     rules_file,
     slice_file,
+    stamped_sockets,
     stamped_units,
-    watchers,
+    watched,
 )
 
 ON = Settings(prometheus=True)
 DASHBOARD = json.loads((Path(__file__).parents[2] / "docs" / "grafana-dashboard.json").read_text())
-URL = "https://hooks.example.com/T0/secret"
 
 
-def judge(state: PrometheusState, machine: MachineState | None = None) -> dict[str, Finding]:
-    return {each.name: each for each in prometheus_findings(ON, machine or MachineState(), state)}
+def judge(state: PrometheusState) -> dict[str, Finding]:
+    return {each.name: each for each in prometheus_findings(ON, state)}
 
 
-def units(settings: Settings, webhook: str | None = None) -> dict[str, str]:
-    return {watcher.unit: file.content for watcher, _, file in stamped_units(settings, "vps", webhook)}
+def units(settings: Settings) -> dict[str, str]:
+    return {file.path.rpartition("/")[2]: file.content for _, _, file in stamped_units(settings, "vps")}
 
 
 def test_off_by_default() -> None:
     assert not Settings().prometheus
-    assert listening(Settings()) == []
-    assert list(prometheus_findings(Settings(), MachineState(), PrometheusState(("prometheus.service",)))) == []
+    assert watched(Settings()) is None
+    assert list(prometheus_findings(Settings(), PrometheusState(("prometheus.service",)))) == []
     assert set(Settings().loopback_ports.values()) == {8765, 8766}
 
 
@@ -48,11 +47,14 @@ def test_a_prometheus_of_the_users_own_forbids_ours() -> None:
     assert judge(PrometheusState())["prometheus"].status is Status.PASS
 
 
-def test_a_port_is_free_or_ours() -> None:
-    machine = MachineState(listeners={9090: 'users:(("prometheus",pid=7,fd=6))'})
-    assert judge(PrometheusState(), machine)["port 9090"].status is Status.FAIL
-    assert judge(PrometheusState(pids=frozenset({7})), machine)["port 9090"].status is Status.PASS
-    assert judge(PrometheusState(), machine)["port 9093"].status is Status.PASS
+def test_ports_are_none_of_the_hosts() -> None:
+    assert "port 9090" not in judge(PrometheusState())
+    assert ON.loopback_ports == Settings().loopback_ports
+    assert parse({"prometheus": True, "alertmanager_port": 9090, "prometheus_port": 9091})[1] == []
+    # In their network the gateway's metrics have the port that they have on the host.
+    assert parse({"prometheus": True, "metrics_port": 9100})[1] == [
+        "node_exporter_port = 9100: allowed: a port other than metrics_port"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,76 +81,60 @@ def test_room_is_wanted_until_it_is_there() -> None:
     assert disk_needs(ON, release_exists=True, model_exists=True, prometheus_exists=True) == without
 
 
-def test_all_listen_on_loopback_alone() -> None:
-    for content in units(ON, webhook=f"{URL}\n").values():
-        addresses = re.findall(r"--(?:web|cluster)\.listen-address=(\S*)", content)
-        assert addresses[0].startswith("127.0.0.1:")
-        assert addresses[1:] in ([], [""])  # Alertmanager's cluster is off
-    assert "--cluster.listen-address=\n" in units(ON)["local-llm-alertmanager.service"]
+def test_all_share_a_network_that_is_nobody_elses() -> None:
+    contents = units(ON)
+    out = contents.pop("local-llm-prometheus-out.service")
+    assert "PrivateNetwork" not in out  # the way from there to the gateway
+    assert "systemd-socket-proxyd --connections-max=64 127.0.0.1:8766\n" in out
+    for content in contents.values():
+        assert "PrivateNetwork=yes\n" in content
+        assert "JoinsNamespaceOf=local-llm-prometheus-out.socket\n" in content
+        # Who joins needs one that is there.
+        assert re.search(r"^Requires=.*\blocal-llm-prometheus-out\.socket$", content, re.MULTILINE)
+        assert re.search(r"^After=.*\blocal-llm-prometheus-out\.socket$", content, re.MULTILINE)
+        assert "PrivateTmp=yes\n" in content
+    out_socket, in_socket = (file.content for _, _, file in stamped_sockets(ON))
+    assert "PrivateNetwork=yes\n" in out_socket
+    assert "PrivateTmp=yes\n" in out_socket
+    assert "SocketGroup=local-llm-gateway\nSocketMode=0660\n" in in_socket
 
 
 def test_the_limits_add_up_to_the_slices() -> None:
     for limit in (256, 512, 1000):
         settings = Settings(prometheus=True, prometheus_memory_max_mib=limit)
-        assert sum(watcher.memory_max_mib for watcher in watchers(settings)) == limit
-        assert all(watcher.memory_max_mib > 0 for watcher in watchers(settings))
+        assert sum(watcher.memory_max_mib for watcher, _, _ in stamped_units(settings, "vps")) == limit
+        assert all(watcher.memory_max_mib > 0 for watcher, _, _ in stamped_units(settings, "vps"))
         assert f"MemoryMax={limit}M\n" in slice_file(settings).content
 
 
-def test_only_a_webhook_opens_the_network_and_only_to_alertmanager() -> None:
+def test_nothing_leads_out_of_the_machine() -> None:
     assert all("IPAddressDeny=any\nIPAddressAllow=localhost\n" in content for content in units(ON).values())
-    closed = {unit: "IPAddressDeny=any\n" in content for unit, content in units(ON, f"{URL}\n").items()}
-    assert [unit for unit, is_closed in closed.items() if not is_closed] == ["local-llm-alertmanager.service"]
 
 
 def test_a_change_restarts_what_it_concerns() -> None:
-    def stamps(settings: Settings, webhook: str | None = None) -> dict[str, str]:
-        return {watcher.unit: stamp for watcher, stamp, _ in stamped_units(settings, "vps", webhook)}
+    def stamps(settings: Settings) -> dict[str, str]:
+        return {watcher.unit: stamp for watcher, stamp, _ in stamped_units(settings, "vps")}
 
     def changed(after: dict[str, str]) -> set[str]:
         return {unit.removeprefix("local-llm-") for unit, stamp in stamps(ON).items() if after[unit] != stamp}
 
     assert changed(stamps(ON)) == set()
     assert changed(stamps(ON.model_copy(update={"memory_goal_mib": 2000}))) == {"prometheus.service"}
-    assert changed(stamps(ON, f"{URL}\n")) == {"alertmanager.service"}
     assert changed(stamps(ON.model_copy(update={"textfile_directory": "/srv"}))) == {"node-exporter.service"}
 
 
-def test_the_webhook_is_the_hosts_own_and_in_no_unit() -> None:
-    assert "receiver: none" in alertmanager_file(ON, None).content
-    file = alertmanager_file(ON, f"{URL}\nX-Tag: a\nAuthorization: Bearer t0p\n")
-    assert file.mode == "0600"
-    assert f'url: "{URL}"' in file.content
-    assert 'type: "Bearer"' in file.content
-    assert 'credentials: "t0p"' in file.content
-    assert "example.com" not in "".join(units(ON, f"{URL}\n").values())
+def test_what_is_relayed_are_rules_and_as_bad_there() -> None:
+    content = rules_file(ON).content
+    for rule, name in relay.RULES.items():
+        [part] = [part for part in content.split("- alert: ") if part.startswith(f"{rule}\n")]
+        assert f"severity: {alert_rules.RELAYED[name].severity}}}" in part
+        assert f'description: "{alert_rules.RELAYED[name].remedy}"' in part
 
 
-@pytest.mark.parametrize(
-    ("format_", "line"),
-    [
-        ("json", f'      - url: "{URL}"'),
-        ("ntfy", f'      - url: "{URL}?template=alertmanager"'),
-        ("slack", f'      - api_url: "{URL}"'),
-    ],
-)
-def test_the_webhooks_shapes(format_: str, line: str) -> None:
-    content = alertmanager_file(ON.model_copy(update={"alert_webhook_format": format_}), f"{URL}\n").content
-    assert line in content.splitlines()
-
-
-def test_an_ntfy_address_may_have_a_query_already() -> None:
-    settings = ON.model_copy(update={"alert_webhook_format": "ntfy"})
-    [address] = re.findall(r'- url: (".*")$', alertmanager_file(settings, f"{URL}?auth=x\n").content, re.MULTILINE)
-    assert json.loads(address) == f"{URL}?auth=x&template=alertmanager"
-
-
-def test_alertmanager_sends_only_what_the_host_cannot_tell() -> None:
-    route, _ = alertmanager_file(ON, f"{URL}\n").content.split("receivers:\n")
-    assert re.findall(r" receiver: (.*)", route) == ["none", "webhook"]
-    [names] = re.findall(r'- matchers: \[alertname =~ "(.*)"\]', route)
-    assert names.split("|") == ["LocalLlmChecksStopped", "LocalLlmTargetDown"]
-    assert set(names.split("|")) <= set(re.findall(r"- alert: (\w+)", rules_file(ON).content))
+def test_the_relay_runs_as_often_as_the_health_check() -> None:
+    service, timer = (file.content for file in relay_files(ON.model_copy(update={"health_interval_minutes": 7})))
+    assert "OnUnitActiveSec=7min\n" in timer
+    assert "ExecStart=/usr/local/bin/local-llm alerts --relay\n" in service
 
 
 def test_the_rules_are_the_same_however_often_prometheus_asks() -> None:
@@ -183,11 +169,9 @@ def test_thresholds_are_the_settings() -> None:
 
 
 def test_every_port_of_the_configuration_is_a_setting() -> None:
-    settings = Settings(
-        prometheus=True, metrics_port=2001, prometheus_port=2002, alertmanager_port=2003, node_exporter_port=2004
-    )
+    settings = Settings(prometheus=True, metrics_port=2001, prometheus_port=2002, node_exporter_port=2004)
     content = configuration_file(settings, 'vps "1"').content
-    assert set(re.findall(r"127\.0\.0\.1:(\d+)", content)) == {"2001", "2002", "2003", "2004"}
+    assert set(re.findall(r"127\.0\.0\.1:(\d+)", content)) == {"2001", "2002", "2004"}
     assert r'host: "vps \"1\""' in content
 
 

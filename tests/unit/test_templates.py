@@ -51,11 +51,12 @@ def all_files(settings: Settings) -> list[ManagedFile]:
         monitoring.cron_file(settings),
         units.hardened(paths.DRILL_UNIT),
         *alerts.unit_files(),
-        *(file for _, _, file in prometheus.stamped_units(settings, "vps", "https://example.com/hook")),
+        *(file for _, _, file in prometheus.stamped_units(settings, "vps")),
+        *(file for _, _, file in prometheus.stamped_sockets(settings)),
+        *prometheus.relay_files(settings),
         prometheus.slice_file(settings),
         prometheus.rules_file(settings),
         prometheus.configuration_file(settings, "vps"),
-        prometheus.alertmanager_file(settings, "https://example.com/hook"),
         *openclaw.configuration_files(settings, openclaw.patch(settings, {})),
         *openclaw.plugin_files(settings.model_copy(update={"openclaw_slim": True})),
         rendered(
@@ -74,7 +75,7 @@ def test_every_template_renders_completely(settings: Settings) -> None:
     assert templates <= set(files)
     for path, content in files.items():
         assert content.endswith("\n"), path
-        # Prometheus and Alertmanager have templates of their own.
+        # Prometheus has templates of its own.
         content = re.sub(r"\{\{ (\$|\.|range|end)[^{}]*\}\}", "", content)
         assert not re.search(r"\{\{|\}\}\s|\{%|None", content), path
 

@@ -142,10 +142,10 @@ def test_every_job_is_known() -> None:
     assert {f"{job.unit}.service" for job in jobs} == set(uninstall.JOB_UNITS)
 
 
-def test_sockets_stop_before_what_they_start_and_slices_last() -> None:
+def test_timers_and_sockets_stop_before_what_they_start_and_slices_last() -> None:
     kinds = [unit.rpartition(".")[2] for unit in uninstall.units()]
-    assert kinds == sorted(kinds, key=["socket", "service", "slice"].index)
-    assert set(kinds) == {"socket", "service", "slice"}
+    assert kinds == sorted(kinds, key=["socket", "timer", "service", "slice"].index)
+    assert set(kinds) == {"timer", "socket", "service", "slice"}
 
 
 def test_what_systemd_makes_for_our_units_is_known() -> None:
