@@ -87,8 +87,12 @@ def _end() -> None:
 
 
 def framed(command: str) -> str:
-    """The command, with a line before its output and, once it is through, one after it; its status stays."""
-    return portable(f"echo {shlex.quote(BEGIN)}\n(\n{command}\n)\nstatus=$?\necho {shlex.quote(END)}\nexit $status")
+    """The command, with a line before its output and, once it is through, one after it; its status stays.
+
+    Whatever it writes, such as what Python keeps of the modules that it has read, is for every user to read.
+    """
+    begin, end = shlex.quote(BEGIN), shlex.quote(END)
+    return portable(f"umask 022\necho {begin}\n(\n{command}\n)\nstatus=$?\necho {end}\nexit $status")
 
 
 def unframed(output: Sequence[str]) -> list[str]:

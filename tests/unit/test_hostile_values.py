@@ -340,7 +340,7 @@ def _code(command: str) -> str:
             command = shlex.split(command)[2].removeprefix("umask 022; ")
         elif line := re.fullmatch(r"""eval "\$\(printf %b '(.*)'\)\"""", command):
             command = re.sub(r"\\(0\d\d\d|n)", lambda each: "\n" if each[1] == "n" else chr(int(each[1], 8)), line[1])
-        elif command.startswith(f"echo '{BEGIN}'\n(\n"):
+        elif command.startswith(f"umask 022\necho '{BEGIN}'\n(\n"):
             command = command.split("\n(\n", 1)[1].rsplit("\n)\nstatus=", 1)[0]
         else:
             return command
