@@ -18,6 +18,8 @@ from tasks import paths
 from tasks.packages import BUILD
 
 REPOSITORY = "/llama.cpp.git"
+SAFE_REPOSITORY = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+"""It belongs to whoever runs the tests."""
 
 
 def compiled_objects(release: Release, repository: Path, image: str) -> Path:
@@ -59,8 +61,8 @@ export DEBIAN_FRONTEND=noninteractive
 set -a; . /etc/default/locale; set +a
 apt-get update -q
 apt-get install -q -y --no-install-recommends {shlex.join(BUILD)}
-git config --system --add safe.directory '*'
-mkdir -p {paths.SCRATCH}/ccache
+useradd --system {paths.BUILD_USER}
+mkdir -p {paths.SCRATCH}
 {_command(fetch_job(here, paths.SCRATCH, paths.BUILD_USER))}
 {_command(build_job(here, paths.SCRATCH, paths.BUILD_USER, jobs))}
 cd {paths.SCRATCH}
@@ -71,6 +73,7 @@ tar -cf /objects.tar .
 
 
 def _command(job: Job) -> str:
-    """A job's script with its environment, without systemd's sandbox."""
-    environment = shlex.split(job.properties["Environment"])
-    return shlex.join(["env", *environment, "/bin/sh", "-euc", job.script.strip()])
+    """A job's script with its environment, without systemd's sandbox, and what root prepares for it."""
+    environment = {"HOME": "/root", **job.environment, **SAFE_REPOSITORY}
+    words = ["env", *(f"{name}={value}" for name, value in environment.items()), "/bin/sh", "-euc", job.script.strip()]
+    return f"(\n{job.prepare.strip()}\n)\n{shlex.join(words)}"

@@ -19,7 +19,6 @@ from typing import cast
 import pytest
 
 from facts.machine import Machine as MachineFact
-from facts.machine import parse_machine
 from operations.llama_cpp import Release
 from sandbox.host import SandboxHost
 from sandbox.vm import VirtualMachine, accelerator
@@ -121,7 +120,7 @@ def bare(system: Disk, source: Source) -> Iterator[Machine]:
 
 def objects_for(vm: VirtualMachine, source: Source) -> Path:
     """What the deploy's build would leave in its compiler's cache on this machine."""
-    hardware = parse_machine(vm.exec("sh", "-c", MachineFact().command()).splitlines())
+    hardware = MachineFact().process(vm.exec("sh", "-c", MachineFact().command()).splitlines())
     cpu = f"{hardware.architecture} {' '.join(sorted(hardware.cpu_flags))}"
     assert source.hub.repository is not None
     return compiled_objects(Release("", source.commit, False, cpu), source.hub.repository, vm.image)
