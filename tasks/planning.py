@@ -231,7 +231,8 @@ def account_findings(settings: Settings, account: AccountState) -> Iterator[Find
             "an account for nothing else", "set service_user to a name that is not in use: the deploy creates it",
         )  # fmt: skip
     if account.gid is not None and settings.service_group != NO_GROUP:
-        own = settings.service_group in account.groups or account.gid >= FIRST_ORDINARY_GID
+        named_for_it = settings.service_group == Settings.model_fields["service_group"].default
+        own = named_for_it or settings.service_group in account.groups or account.gid >= FIRST_ORDINARY_GID
         yield _finding(
             "service_group", own, "its own" if own else f"{settings.service_group} is a group of the system",
             f"a new group, or one of {settings.service_user}'s", "set service_group to a name that is not in use",

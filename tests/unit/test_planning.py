@@ -195,6 +195,8 @@ def test_an_account_that_is_new_or_for_nothing_else_is_taken() -> None:
         judge_account(replace(OWN, uid=65534, groups=("nogroup",)), service_user="nobody", service_group="nogroup")
         == {}
     )
+    left_over = judge_account(AccountState(gid=990))
+    assert {finding.status for finding in left_over.values()} == {Status.PASS}
     theirs = judge_account(replace(OWN, groups=("llm",), gid=1005), service_user="llm", service_group="llm-clients")
     assert {finding.status for finding in theirs.values()} == {Status.PASS}
 
