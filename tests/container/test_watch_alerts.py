@@ -335,7 +335,7 @@ def test_slow_answers_are_told(watched: Machine) -> None:
     """Users' answers, slow because the process gets next to no CPU."""
     watched.sh("systemctl set-property --runtime local-llm CPUQuota=5%")
     try:
-        with configured(watched, response_limit_seconds=0.2):
+        with configured(watched, response_limit_seconds=0.05):
             _be_asked(watched)
             assert is_open(watched) == {"slow-responses"}
     finally:
