@@ -32,7 +32,7 @@ demo-down: venv ## remove the demo's container and its helper process
 
 test: venv ## all tests, those in containers included, on two distributions side by side
 	@$(BIN)/python -m sandbox.engine
-	@echo "On 2 cores this takes about half an hour, and longer the first time: llama.cpp is compiled twice."
+	@echo "On 2 cores this takes some 35 minutes, and longer the first time: llama.cpp is compiled twice."
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 test-openclaw: venv ## the tests with the real OpenClaw, from npm: some twelve minutes more
