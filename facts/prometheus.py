@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from facts.systemd import in_use, print_use
 from operations.shell import word
 
 
@@ -26,8 +27,7 @@ class Prometheus(HostFact[PrometheusState]):
 
     def command(self, distribution: Sequence[str], own: Sequence[str]) -> str:
         return framed(
-            f"echo @distribution; for u in {' '.join(map(word, distribution))}; do "
-            'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; '
+            f"echo @distribution; {print_use(distribution)}; "
             f"echo @own; systemctl show {' '.join(map(word, own))} -p MainPID --value; true"
         )
 
@@ -36,10 +36,9 @@ class Prometheus(HostFact[PrometheusState]):
 
 
 def parse_prometheus(output: Sequence[str]) -> PrometheusState:
-    """Read the fact's lines; a unit that does not exist has no file state."""
+    """Read the fact's lines."""
     sections = parse_sections(list(output))
-    units = (line.split() for line in sections.get("distribution", []))
     return PrometheusState(
-        in_use=tuple(name for name, *words in units if {"active", "activating", "enabled"} & set(words)),
+        in_use=in_use(sections.get("distribution", [])),
         pids=frozenset(int(line) for line in sections.get("own", []) if line.strip() not in ("", "0")),
     )

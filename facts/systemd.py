@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from facts.base import HostFact, framed
-from operations.shell import word
+from operations.shell import Shell, word
 
 STAMP_VARIABLE = "LOCAL_LLM_STAMP"
 
@@ -25,6 +26,20 @@ class UnitState:
 
 
 _SHOWN = "-p ActiveState -p UnitFileState -p NeedDaemonReload -p MainPID"
+
+
+def print_use(units: Sequence[str]) -> Shell:
+    """Commands that print what `in_use` reads."""
+    return (
+        f"for u in {' '.join(map(word, units))}; do "
+        'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done'
+    )
+
+
+def in_use(lines: Sequence[str]) -> tuple[str, ...]:
+    """Those of the units that run or start by themselves; one that does not exist has no file state."""
+    units = (line.split() for line in lines)
+    return tuple(name for name, *words in units if {"active", "activating", "enabled"} & set(words))
 
 
 class Unit(HostFact[UnitState]):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from facts.base import HostFact, framed
 from facts.machine import parse_sections
+from facts.systemd import in_use, print_use
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ _MANAGERS = (
     "ferm.service",
 )
 
+_DOCKER = "docker.service"
+
 
 class Others(HostFact[OtherFirewalls]):
     """Other managers of packet filters that run or are enabled, and whether UFW is on already."""
@@ -44,8 +47,7 @@ class Others(HostFact[OtherFirewalls]):
     def command(self) -> str:
         return framed(
             "echo @ufw; grep -ix ENABLED=yes /etc/ufw/ufw.conf 2>/dev/null; echo @units; "
-            f"for u in {' '.join(_MANAGERS)} docker.service; do "
-            'echo "$u" $(systemctl show "$u" -p ActiveState -p UnitFileState --value); done; true'
+            f"{print_use((*_MANAGERS, _DOCKER))}; true"
         )
 
     def parse(self, output: list[str]) -> OtherFirewalls:
@@ -53,14 +55,13 @@ class Others(HostFact[OtherFirewalls]):
 
 
 def parse_others(output: list[str]) -> OtherFirewalls:
-    """Read the fact's output; a unit that does not exist has no file state."""
+    """Read the fact's output."""
     sections = parse_sections(output)
-    units = [line.split() for line in sections.get("units", [])]
-    in_use = [name for name, *words in units if {"active", "activating", "enabled"} & set(words)]
+    units = in_use(sections.get("units", []))
     return OtherFirewalls(
         ufw_is_on=bool(sections.get("ufw")),
-        managers=tuple(name for name in in_use if name in _MANAGERS),
-        docker="docker.service" in in_use,
+        managers=tuple(name for name in units if name in _MANAGERS),
+        docker=_DOCKER in units,
     )
 
 

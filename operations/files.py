@@ -95,7 +95,7 @@ def _replacement(file: ManagedFile, validate: Shell | None) -> StringCommand:
     new, directory = word(file.candidate), word(str(PurePosixPath(file.path).parent))
     size = len(file.content.encode())
     steps = [
-        f"(umask 022 && mkdir -p {directory})",
+        f"mkdir -p {directory}",
         f"trap {shlex.quote(f'rm -f {new}')} EXIT",
         f"install -m 0600 /dev/null {new}",
         f"head -c {size} >{new}",  # pyinfra ends what it sends with a newline

@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 LABEL = "local-llm-sandbox"
@@ -106,3 +109,27 @@ def fail(error: SandboxError) -> int:
     """Print an error for a person; returns the exit code."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     return 1
+
+
+class Switched(ABC):
+    """Something that is started for a while. As a context manager it is gone afterwards, even if it fails to start."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it, and wait until it is ready."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Remove it, started or not."""
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

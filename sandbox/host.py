@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,7 +23,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, only_one, run
+from sandbox.common import LABEL, SandboxError, Switched, cache_dir, last_lines, only_one, run
 from sandbox.image import base_image
 
 SSH_USER = "deployer"
@@ -65,7 +64,7 @@ def ssh_key_pair() -> tuple[Path, str]:
     return path, public_path.read_text().strip()
 
 
-class SandboxHost:
+class SandboxHost(Switched):
     """One container that looks like a VPS over SSH. Use as a context manager, or start() and leave it
     running.
 
@@ -112,18 +111,6 @@ class SandboxHost:
         bindings = container.attrs["HostConfig"]["PortBindings"]
         host._ports = {int(port.split("/")[0]): int(found[0]["HostPort"]) for port, found in bindings.items()}
         return host
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def ssh_port(self) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sandbox.common import SandboxError, cache_dir, last_lines, run, say
+from sandbox.common import SandboxError, Switched, cache_dir, last_lines, run, say
 from sandbox.engine import install_packages, is_root_on_debian
 from sandbox.host import SSH_USER, free_port, ssh_key_pair
 from sandbox.vm_disks import Disk
@@ -34,7 +34,7 @@ BOOT_SECTOR = bytes.fromhex("b0 31 ba 01 05 ee f4 eb fd").ljust(510, b"\0") + by
 BOOTED_STATUS = 99
 
 
-class VirtualMachine:
+class VirtualMachine(Switched):
     """One virtual machine over SSH. Use as a context manager.
 
     `disk` is what it boots from, at first a copy of it. `snapshot`, a file made by `snapshot()`, becomes its disk
@@ -52,18 +52,6 @@ class VirtualMachine:
         self._qemu: subprocess.Popen[bytes] | None = None
         # QEMU serves one connection at a time.
         self._monitor = threading.Lock()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def _folder(self) -> Path:

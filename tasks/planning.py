@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,6 +59,15 @@ class Finding:
     found: str
     needed: str
     remedy: str = ""
+
+
+def failures(findings: Iterable[Finding]) -> list[str]:
+    """What forbids the deploy, a line each, with what to do."""
+    return [
+        f"{finding.name}: {finding.found}; needed: {finding.needed}. {finding.remedy}"
+        for finding in findings
+        if finding.status is Status.FAIL
+    ]
 
 
 @dataclass(frozen=True)

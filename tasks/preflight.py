@@ -26,9 +26,9 @@ from tasks.cloud_key import operators_key
 from tasks.planning import (
     MIB,
     Finding,
-    Status,
     account_findings,
     disk_needs,
+    failures,
     findings,
     firewall_findings,
     key_findings,
@@ -122,10 +122,6 @@ def check(target: Target) -> None:
     """Stop this host where a finding forbids the deploy, and take the deploy's lock; other hosts go on."""
     preflight.required(
         name="Require a host that can take the deploy",
-        failures=[
-            f"{finding.name}: {finding.found}; needed: {finding.needed}. {finding.remedy}"
-            for finding in target.findings
-            if finding.status is Status.FAIL
-        ],
+        failures=failures(target.findings),
     )
     lock.exclusive(name="Take the deploy's lock")

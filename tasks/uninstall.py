@@ -24,7 +24,7 @@ from operations.jobs import LOG_DIRECTORY
 from operations.ufw import parse_before, restoration
 from settings import Settings
 from tasks import accounts, firewall, openclaw, packages, paths
-from tasks.planning import Finding, Status, ssh_ports
+from tasks.planning import Finding, failures, ssh_ports
 from tasks.rendering import TEMPLATES
 from tasks.tables import show
 
@@ -193,11 +193,7 @@ def check(leaving: Leaving) -> None:
     """Stop this host where something still needs what would go, and take the deploy's lock; other hosts go on."""
     preflight.required(
         name="Require a host that nothing else needs this on",
-        failures=[
-            f"{finding.name}: {finding.found}; needed: {finding.needed}. {finding.remedy}"
-            for finding in leaving.findings
-            if finding.status is Status.FAIL
-        ],
+        failures=failures(leaving.findings),
     )
     lock.exclusive(name="Take the deploy's lock")
 
