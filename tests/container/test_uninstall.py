@@ -140,6 +140,8 @@ def test_all_that_can_be_deployed_goes_whatever_state_it_is_in(machine: Machine)
     run = everything.deploy()
     assert run.succeeded, run.output
     assert everything.deploy().changed == 0
+    # Cron writes the first sample when its minute comes.
+    eventually(lambda: "samples.db" in machine.sh("ls /var/lib/local-llm"), 90, "a history")
     # As a host may be: a unit masked and its file gone, one that failed, one that runs without a file, files gone.
     machine.sh(
         "cd /etc/systemd/system; rm local-llm-drill.service; ln -s /dev/null local-llm-drill.service; "
