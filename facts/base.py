@@ -12,12 +12,21 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import gevent
+import paramiko.file
 from pyinfra import host, state
 from pyinfra.api import FactBase, Host
 from pyinfra.api.exceptions import FactProcessError, PyinfraError
 from pyinfra.context import ctx_host
 
 T = TypeVar("T")
+
+
+def _text(line: bytes | str) -> str:
+    return line if isinstance(line, str) else line.decode(errors="replace")
+
+
+# What a host prints is in whatever encoding it likes; paramiko would end the run over a letter of Latin-1.
+paramiko.file.u = _text  # type: ignore[attr-defined]
 
 BEGIN = "--- local-llm: begin"
 END = "--- local-llm: end"

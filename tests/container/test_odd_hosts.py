@@ -91,7 +91,8 @@ def test_a_deploy_takes_any_login_shell_with_all_that_it_says(visitor: Machine, 
     visitor.sh(f"usermod --shell {path} {VISITOR}")
     if file:
         said = [f"echo {shlex.quote(line)}" for line in NOISE]
-        write_start_file(visitor, file, ["umask 077", *said, "printf 'no end of a line'"])
+        latin1 = r"printf 'Gr\374\337 Gott\n'; printf '\374' >&2" if shell != "tcsh" else r"printf 'Gr\374\337 Gott\n'"
+        write_start_file(visitor, file, ["umask 077", *said, latin1, "printf 'no end of a line'"])
     visitor.sh("printf 'Defaults umask=0077\nDefaults umask_override\n' > /etc/sudoers.d/odd")
     visitor.sh("hostname nobody-knows-this-name")
     try:

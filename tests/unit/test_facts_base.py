@@ -4,11 +4,15 @@ import importlib
 import inspect
 import pkgutil
 import subprocess
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paramiko.channel import Channel, ChannelFile
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import FactProcessError
 
@@ -88,3 +92,10 @@ def test_no_fact_is_read_past_it() -> None:
     files = [file for folder in ("operations", "tasks") for file in (ROOT / folder).glob("*.py")]
     assert files
     assert not [file.name for file in files if "get_fact" in file.read_text()]
+
+
+@given(st.binary(), st.binary())
+def test_bytes_that_are_no_text_are_read_as_noise(before: bytes, after: bytes) -> None:
+    wire = BytesIO(before + f"\n{BEGIN}\nfound\n{END}\n".encode() + after)
+    channel = cast(Channel, SimpleNamespace(recv=wire.read))
+    assert unframed([line.rstrip("\n") for line in ChannelFile(channel)]) == ["found"]
