@@ -23,7 +23,7 @@ from benchmarks.llama_server import Server, deployed_environment, newest_binary,
 from benchmarks.synthetic_model import DEFAULT, ensure_model
 from benchmarks.token_estimate import ensure_vocabulary_model
 from sandbox.common import SandboxError, cache_dir, fail
-from sandbox.openclaw import OPENCLAW, openclaw_tree
+from sandbox.openclaw import OPENCLAW, PROGRAMS, openclaw_tree
 from settings import Settings
 from tasks import openclaw
 
@@ -78,10 +78,9 @@ def ask(tree: Path, home: Path, port: int, arguments: tuple[str, ...], *, slim: 
     file = state / "openclaw.json"
     file.write_text(json.dumps(configuration(port, write_plugin(home / "slim") if slim else None)))
     file.chmod(0o600)
-    binaries = [tree / "node_modules" / "node" / "bin", tree / "node_modules" / ".bin"]
     done = subprocess.run(
         ["openclaw", *arguments],
-        env={"PATH": os.pathsep.join([*map(str, binaries), os.environ["PATH"]]), "HOME": str(home), "NO_COLOR": "1"},
+        env={"PATH": os.pathsep.join([str(tree / PROGRAMS), os.environ["PATH"]]), "HOME": str(home), "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TURN_SECONDS, check=False,
     )  # fmt: skip
     if done.returncode != 0:

@@ -1,45 +1,52 @@
-"""A real OpenClaw and the Node.js that it needs, from npm, kept in the sandbox's cache by version."""
+"""A real OpenClaw and the Node.js that it needs, from npm, as sandbox/npm locks them; kept in the sandbox's cache.
+
+To lock another version, write it into package.json and run there:
+`npm install --package-lock-only --omit-lockfile-registry-resolved`
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
 from sandbox.common import SandboxError, cache_dir, run, say
 
-NODE = "24"
-OPENCLAW = "2026.9.6"
+LOCKED = Path(__file__).with_name("npm")
+OPENCLAW: str = json.loads((LOCKED / "package.json").read_text())["dependencies"]["openclaw"]
+PROGRAMS = Path("node_modules/.bin")
+"""Where `openclaw` and `node` lie in the tree."""
 DONE = ".complete"
 INSTALL_SECONDS = 1200
 
 
 def openclaw_tree() -> Path:
-    """The folder whose node_modules holds both; installed once (650 MB, 330 packages).
+    """The folder with both; installed once (830 MB, 370 packages), each package's hash compared with the locked one.
 
     Raises SandboxError where there is no npm and none can be installed.
     """
-    folder = cache_dir() / f"openclaw-{OPENCLAW}"
+    files = [LOCKED / name for name in ("package.json", "package-lock.json")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    folder = cache_dir() / f"openclaw-{OPENCLAW}-{digest[:12]}"
     if (folder / DONE).exists():
         return folder
     _ensure_npm()
     say(f"Installing OpenClaw {OPENCLAW} into {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    _npm(folder, f"node@{NODE}")
-    # OpenClaw's own installation steps run on the Node.js that will run it.
-    _npm(folder, f"openclaw@{OPENCLAW}", first_in_path=folder / "node_modules" / "node" / "bin")
-    (folder / DONE).touch()
-    return folder
-
-
-def _npm(folder: Path, package: str, first_in_path: Path | None = None) -> None:
-    path = os.environ["PATH"] if first_in_path is None else f"{first_in_path}{os.pathsep}{os.environ['PATH']}"
+    for file in files:
+        shutil.copy(file, folder)
+    # OpenClaw's own installation steps run on the Node.js that will run it, which is there before npm links it.
+    node = [str(folder / "node_modules" / f"node-linux-{machine}" / "bin") for machine in ("x64", "arm64")]
     run(
-        ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--save-exact", package],
-        env={"PATH": path},
+        ["npm", "ci", "--prefix", str(folder), "--no-audit", "--no-fund"],
+        env={"PATH": os.pathsep.join([*node, os.environ["PATH"]])},
         timeout_seconds=INSTALL_SECONDS,
     )
+    (folder / DONE).touch()
+    return folder
 
 
 def _ensure_npm() -> None:

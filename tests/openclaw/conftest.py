@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.common import run
 from sandbox.host import SandboxHost
-from sandbox.openclaw import openclaw_tree
+from sandbox.openclaw import PROGRAMS, openclaw_tree
 from tests.container.conftest import IMAGES, engine, models, source
 from tests.container.machine import Machine, Source
 from tests.openclaw.user import FOLDER, NAME, OpenClawUser
@@ -36,7 +36,7 @@ def machine(source: Source) -> Iterator[Machine]:
             run(["docker", "cp", f"{tree}/.", f"{host.container_id}:{FOLDER}"], timeout_seconds=600)
         # As an installation for all users has it: the wiring is to find both by itself.
         found.sh(
-            f"ln -sfn {FOLDER}/node_modules/.bin/openclaw {FOLDER}/node_modules/node/bin/node /usr/local/bin/\n"
+            f"ln -sfn {FOLDER}/{PROGRAMS}/openclaw {FOLDER}/{PROGRAMS}/node /usr/local/bin/\n"
             f"userdel -rf {NAME} 2>/dev/null; useradd --create-home --shell /bin/bash {NAME}"
         )
         yield found
