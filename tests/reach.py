@@ -1,4 +1,4 @@
-"""What a unit reaches of the machine it runs on: sockets that it can connect to, directories that it shares.
+"""What a unit reaches of the machine it runs on: sockets that it can connect to, directories that it shares, secrets.
 
 A copy of the unit, with all of its sandbox, runs a probe in its program's place. Works with any machine that runs shell
 commands as root.
@@ -29,6 +29,10 @@ PLANT = "local-llm-test-plant"
 TOKEN = "local-llm-test-token"
 MEETING_PLACES = ("/run", "/run/lock", "/dev/shm", "/dev/mqueue", "/tmp", "/var/tmp")
 """Where programs of a machine meet."""
+SECRETS = tuple(
+    f"{folder}/{TOKEN}" for folder in ("/boot", "/etc", "/etc/ssl/private", "/home", "/opt", "/root", "/srv", "/var")
+)
+"""Files of root's, planted, which nobody else may read."""
 
 UNIT_SETTINGS = """
 [Service]
@@ -46,7 +50,7 @@ StandardOutput=truncate:{found}
 """
 
 PROBE_PROGRAM = r"""
-import json, os, socket, sys
+import json, os, socket, stat, sys
 places, token, given = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
 
 def sockets():
@@ -68,16 +72,40 @@ def connects(path):
             continue
     return False
 
+def opens(path):
+    try:
+        open(path, "rb").close()
+        return True
+    except OSError:
+        return False
+
+def secrets(folder="/", private=False):
+    # Files that not everybody may read, by their own mode or that of a directory on the way to them.
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode) and entry.path not in ("/proc", "/sys", "/dev"):
+            yield from secrets(entry.path, private or not mode & stat.S_IXOTH)
+        elif stat.S_ISREG(mode) and (private or not mode & stat.S_IROTH) and opens(entry.path):
+            yield entry.path
+
 def make(place):
     try:
         open(os.path.join(place, token), "x").close()
     except OSError:
         pass
 
+readable = sorted(secrets())
 for place in places:
     make(place)
 reached = sorted({os.path.realpath(path) if path[0] == "/" else path for path in set(sockets()) if connects(path)})
-print(json.dumps({"sockets": reached}))
+print(json.dumps({"sockets": reached, "secrets": readable}))
 """
 
 PLANTED_PROGRAM = r"""
@@ -102,15 +130,22 @@ time.sleep(3600)
 
 @dataclass(frozen=True)
 class Reach:
-    """Sockets that can be connected to, abstract ones with @; directories where a file is seen by the machine."""
+    """Sockets that can be connected to, abstract ones with @; directories where a file is seen by the machine; files
+    that can be read and are not for everybody."""
 
-    sockets: frozenset[str]
-    shared: frozenset[str]
+    sockets: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
+
+    def secrets_but(self, *own: str) -> list[str]:
+        """Those that are not below one of the directories."""
+        return sorted(path for path in self.secrets if not path.startswith(tuple(f"{folder}/" for folder in own)))
 
 
 @contextmanager
 def planted(machine: Shell, *names: str) -> Iterator[frozenset[str]]:
-    """Sockets that anybody may connect to, of streams and of datagrams, by path or as @name."""
+    """Sockets that anybody may connect to, of streams and of datagrams, by path or as @name; and secrets of root's."""
+    machine.sh(f"install -d -m 0700 /etc/ssl/private; umask 077; touch {' '.join(SECRETS)}")
     machine.sh(
         f"systemd-run --quiet --collect --unit={PLANT} --property=StandardOutput=truncate:/root/planted "
         f"python3 -c {shlex.quote(PLANTED_PROGRAM)} {' '.join(map(shlex.quote, names))}\n"
@@ -121,7 +156,7 @@ def planted(machine: Shell, *names: str) -> Iterator[frozenset[str]]:
         yield made
     finally:
         paths = " ".join(shlex.quote(name) for name in made if name.startswith("/"))
-        machine.sh(f"systemctl stop {PLANT}; rm -f {paths} /root/planted")
+        machine.sh(f"systemctl stop {PLANT}; rm -f {paths} {' '.join(SECRETS)} /root/planted")
 
 
 def of_host(machine: Shell) -> Reach:
@@ -200,4 +235,5 @@ cat {result}
 rm -f {files} {PROBE} {result}
 """)
     shared, _, text = output.rpartition("---\n")
-    return Reach(frozenset(json.loads(text)["sockets"]), frozenset(shared.split()))
+    found = json.loads(text)
+    return Reach(frozenset(found["sockets"]), frozenset(shared.split()), frozenset(found["secrets"]))

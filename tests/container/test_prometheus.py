@@ -198,7 +198,9 @@ def test_it_is_bounded_and_never_comes_before_the_model(watched: Machine) -> Non
 @pytest.mark.parametrize("unit", [*paths.PROMETHEUS_UNITS, *(f"{way}.service" for way in paths.PROMETHEUS_WAYS)])
 def test_what_watches_reaches_no_socket_and_shares_nothing(watched: Machine, unit: str) -> None:
     with reach.planted(watched, "/run/test.sock", "/dev/shm/test.sock", "/var/lib/test.sock", "@test"):
-        assert reach.of_unit(watched, unit) == reach.Reach(frozenset(), frozenset())
+        found = reach.of_unit(watched, unit)
+    assert found.sockets == found.shared == frozenset()
+    assert found.secrets_but("/var/lib/private") == []
 
 
 def test_what_tells_of_it_reaches_what_it_needs(watched: Machine) -> None:
@@ -212,6 +214,7 @@ def test_what_tells_of_it_reaches_what_it_needs(watched: Machine) -> None:
         "/run/systemd/journal/socket",
     }
     assert found.shared == set()
+    assert found.secrets_but(paths.CONFIGURATION, paths.STATE, "/var/log") == []
 
 
 def test_people_and_grafana_get_what_reads_and_web_pages_nothing(watched: Machine) -> None:

@@ -40,6 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     paths.DRILL_UNIT: {paths.GATEWAY_ADMIN_SOCKET, paths.GATEWAY_API_SOCKET},
     WEBHOOK_UNIT: set(),
 }
+READS = {
+    paths.SERVICE_UNIT: (),
+    paths.GATEWAY_UNIT: (),
+    paths.DRILL_UNIT: (paths.CONFIGURATION, paths.STATE, paths.ROOT_RUNTIME),
+    WEBHOOK_UNIT: (paths.CONFIGURATION, f"{paths.STATE}/outbox"),
+}
+"""Where files lie that the unit may read and others may not."""
 IN_THE_HOSTS_NETWORK = (paths.DRILL_UNIT,)
 """Where abstract sockets can be reached, since these belong to a network. With a cloud the gateway is there, too."""
 
@@ -69,6 +76,7 @@ def test_outside_of_a_sandbox_everything_is_reached(deployed: Machine, planted: 
         assert planted - private <= found.sockets
         assert {"/run/systemd/private", "/run/systemd/journal/socket"} <= found.sockets
         assert {"/run", "/run/lock", "/dev/shm"} <= found.shared
+        assert {*reach.SECRETS, "/etc/shadow"} <= found.secrets
 
 
 def test_every_unit_is_listed(deployed: Machine, planted: frozenset[str]) -> None:
@@ -82,12 +90,14 @@ def test_a_unit_reaches_what_it_needs_and_shares_nothing(deployed: Machine, plan
     assert of_paths(found.sockets) == ALLOWED[unit]
     assert unit in IN_THE_HOSTS_NETWORK or of_paths(found.sockets) == found.sockets
     assert found.shared == set()
+    assert found.secrets_but(*READS[unit]) == []
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.unit))
 def test_a_job_reaches_no_socket_and_shares_nothing(deployed: Machine, planted: frozenset[str], job: Job) -> None:
     found = reach.of_job(deployed, job)
-    assert found == reach.Reach(frozenset(), frozenset())
+    assert found.sockets == found.shared == frozenset()
+    assert found.secrets_but(paths.SCRATCH) == []
 
 
 @pytest.mark.parametrize("unit", [paths.SERVICE_UNIT, paths.GATEWAY_UNIT])
