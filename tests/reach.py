@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -161,18 +161,23 @@ def planted(machine: Shell, *names: str) -> Iterator[frozenset[str]]:
 
 def of_host(machine: Shell) -> Reach:
     """What any program outside of a sandbox reaches."""
-    return _found(machine, f"/usr/bin/python3 {PROBE} {_prepared(machine)} > {FOUND}", FOUND)
+    arguments = _prepared(machine)
+    return _found(machine, lambda: machine.sh(f"/usr/bin/python3 {PROBE} {arguments}"))
 
 
 def of_unit(machine: Shell, unit: str) -> Reach:
     """What the unit's program reaches."""
+    arguments = _prepared(machine)
+    return _found(machine, lambda: in_place_of(machine, unit, f"/usr/bin/python3 {PROBE} {arguments}"))
+
+
+def in_place_of(machine: Shell, unit: str, command: str) -> str:
+    """What a command prints that is run in the unit's sandbox, by its user, in its program's place."""
     copy, drop_in = f"/run/systemd/system/{COPY}", f"/run/systemd/system/{COPY}.d"
-    settings = UNIT_SETTINGS.format(probe=f"/usr/bin/python3 {PROBE} {_prepared(machine)}", found=FOUND)
+    settings = UNIT_SETTINGS.format(probe=command, found=FOUND)
     # A dynamic user owns the state, so the copy has the same one; the directory that it cannot share is there already.
     dynamic = f"User={unit.removesuffix('.service')}\nRuntimeDirectory=\n"
-    return _found(
-        machine,
-        f"""
+    return machine.sh(f"""
 # A second process with the gateway's listening sockets would change their flags under it.
 sed /^Sockets=/d /etc/systemd/system/{unit} > {copy}
 mkdir -p {drop_in}
@@ -185,19 +190,18 @@ systemctl start {COPY} || journalctl -n 20 -u {COPY} >&2
 systemctl reset-failed {COPY} 2>/dev/null
 rm -r {copy} {drop_in}
 systemctl daemon-reload
-""",
-        FOUND,
-    )
+cat {FOUND}
+rm {FOUND}
+""")
 
 
 def of_job(machine: Shell, job: Job) -> Reach:
     """What the transient unit of a job reaches."""
     script = f"/usr/bin/python3 {PROBE} {_prepared(machine)}"
     probe = replace(job, unit=COPY.removesuffix(".service"), script=script)
-    return _found(
-        machine,
-        f"""
+    commands = f"""
 mkdir -p {probe.log.rsplit("/", 1)[0]}
+rm -f {probe.log}
 {probe.prepare}
 {probe.start_command()}
 for i in $(seq 200); do
@@ -207,9 +211,10 @@ done
 systemctl stop {COPY}
 systemctl reset-failed {COPY} 2>/dev/null
 {probe.discard}
-""",
-        probe.log,
-    )
+cat {probe.log}
+rm {probe.log}
+"""
+    return _found(machine, lambda: machine.sh(commands))
 
 
 def _prepared(machine: Shell) -> str:
@@ -224,16 +229,9 @@ def _prepared(machine: Shell) -> str:
     return " ".join([f"'{' '.join(MEETING_PLACES)}'", TOKEN, *quoted])
 
 
-def _found(machine: Shell, commands: str, result: str) -> Reach:
+def _found(machine: Shell, probed: Callable[[], str]) -> Reach:
     files = " ".join(f"{place}/{TOKEN}" for place in MEETING_PLACES)
-    output = machine.sh(f"""
-rm -f {files} {result}
-{commands}
-for file in {files}; do ! test -e $file || dirname $file; done
-echo ---
-cat {result}
-rm -f {files} {PROBE} {result}
-""")
-    shared, _, text = output.rpartition("---\n")
-    found = json.loads(text)
+    machine.sh(f"rm -f {files}")
+    found = json.loads(probed())
+    shared = machine.sh(f"for file in {files}; do ! test -e $file || dirname $file; done; rm -f {files} {PROBE}")
     return Reach(frozenset(found["sockets"]), frozenset(shared.split()), frozenset(found["secrets"]))

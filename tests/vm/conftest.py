@@ -10,8 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -78,18 +77,11 @@ SWAP_CUTS = (
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """The machine after its first deploy, and the disks of the cuts."""
+class Watched:
+    """The machine after a deploy, and the disks of the cuts that were made during it."""
 
     machine: Machine
     disks: dict[str, Path]
-
-    @contextmanager
-    def booted_after(self, cut: str) -> Iterator[Machine]:
-        """A machine that was switched on again after the cut; the first one rests meanwhile."""
-        vm = virtual(self.machine)
-        with vm.paused(), VirtualMachine(vm.disk, snapshot=self.disks[cut]) as copy:
-            yield replace(self.machine, host=cast(SandboxHost, copy))
 
 
 def virtual(machine: Machine) -> VirtualMachine:
@@ -127,18 +119,24 @@ def objects_for(vm: VirtualMachine, source: Source) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deployed(bare: Machine, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+def first(bare: Machine, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """After the first deploy, during which the disk was copied at each of the cuts."""
     bare.first_deploy, disks = deploy_with_cuts(bare, FIRST_DEPLOY_CUTS, tmp_path_factory.mktemp("disks"))
-    return Deployed(bare, disks)
+    return Watched(bare, disks)
 
 
 @pytest.fixture(scope="session")
-def swapping(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+def deployed(first: Watched) -> Machine:
+    """As a container's: what is deployed to by default."""
+    return first.machine
+
+
+@pytest.fixture(scope="session")
+def swapping(deployed: Machine, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """The same machine with a swap file, and the disks of the cuts while it was made."""
-    machine = with_settings(deployed.machine, swap_file_mib=SWAP_MIB)
+    machine = with_settings(deployed, swap_file_mib=SWAP_MIB)
     _, disks = deploy_with_cuts(machine, SWAP_CUTS, tmp_path_factory.mktemp("disks"))
-    return Deployed(machine, disks)
+    return Watched(machine, disks)
 
 
 def deploy_with_cuts(machine: Machine, cuts: tuple[Cut, ...], folder: Path) -> tuple[Run, dict[str, Path]]:
@@ -164,7 +162,7 @@ def deploy_with_cuts(machine: Machine, cuts: tuple[Cut, ...], folder: Path) -> t
 def copy_at(vm: VirtualMachine, cut: Cut, folder: Path) -> Path | None:
     """The disk's copy; None where the deploy was over before."""
     # Waiting happens in the machine: asking it over and over would come too late.
-    wait = f"until {cut.condition}; do [ ! -e {OVER} ] || exit 0; sleep 0.2; done; sleep {cut.seconds}; echo now"
+    wait = f"until {cut.condition}; do [ ! -e {OVER} ] || exit 0; sleep 0.05; done; sleep {cut.seconds}; echo now"
     if "now" not in vm.exec("sh", "-c", wait, timeout_seconds=DEPLOY_SECONDS):
         return None
     return vm.snapshot(folder / f"{cut.name}.img")

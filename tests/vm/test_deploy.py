@@ -5,29 +5,29 @@ from __future__ import annotations
 import re
 
 from tests.container.machine import Machine
-from tests.vm.conftest import CGROUP, Deployed
+from tests.vm.conftest import CGROUP
 
 MIB = 1024**2
 
 
-def test_first_deploy_ends_verified(deployed: Deployed) -> None:
-    run = deployed.machine.first_deploy
+def test_first_deploy_ends_verified(deployed: Machine) -> None:
+    run = deployed.first_deploy
     assert run is not None
     assert "Build llama.cpp" in run.output
     assert "FAIL" not in run.output
-    assert deployed.machine.answers()
-    assert deployed.machine.sh("stat -fc %T /sys/fs/cgroup") == "cgroup2fs"
-    assert deployed.machine.sh("systemctl --failed --plain --no-legend") == ""
+    assert deployed.answers()
+    assert deployed.sh("stat -fc %T /sys/fs/cgroup") == "cgroup2fs"
+    assert deployed.sh("systemctl --failed --plain --no-legend") == ""
 
 
-def test_second_run_changes_nothing(deployed: Deployed) -> None:
-    run = deployed.machine.deploy()
+def test_second_run_changes_nothing(deployed: Machine) -> None:
+    run = deployed.deploy()
     assert run.succeeded, run.output
     assert run.changed == 0
 
 
-def test_checks_pass(deployed: Deployed) -> None:
-    run = deployed.machine.deploy("checks.py")
+def test_checks_pass(deployed: Machine) -> None:
+    run = deployed.deploy("checks.py")
     assert run.succeeded, run.output
     assert "PASS" in run.output
     assert "FAIL" not in run.output
@@ -41,23 +41,21 @@ def kernel(machine: Machine, file: str, key: str = "") -> int:
     return int(found[found.lastindex or 0])
 
 
-def test_memory_is_the_kernels(deployed: Deployed) -> None:
-    machine = deployed.machine
-    assert kernel(machine, "memory.max") == 512 * MIB
-    [shown] = [line for line in machine.sh("local-llm status").splitlines() if line.startswith("memory")]
-    current, peak = (int(found) for found in re.findall(r"(\d+) MiB (?:with file cache|at its highest)", shown))
-    assert abs(current - kernel(machine, "memory.current") / MIB) <= 2
-    assert abs(peak - kernel(machine, "memory.peak") / MIB) <= 2
-    resident = int(machine.sh(f"awk '/^VmRSS/ {{print $2}}' /proc/{machine.main_pid()}/status")) / 1024
+def test_memory_is_the_kernels(deployed: Machine) -> None:
+    assert kernel(deployed, "memory.max") == 512 * MIB
+    [shown] = [line for line in deployed.sh("local-llm status").splitlines() if line.startswith("memory")]
+    current, peak = (int(found) for found in re.findall(r"(\d+) MiB (?:with the file cache|at its highest)", shown))
+    assert abs(current - kernel(deployed, "memory.current") / MIB) <= 2
+    assert abs(peak - kernel(deployed, "memory.peak") / MIB) <= 2
+    resident = int(deployed.sh(f"awk '/^VmRSS/ {{print $2}}' /proc/{deployed.main_pid()}/status")) / 1024
     assert abs(int(re.findall(r"(\d+) MiB resident", shown)[0]) - resident) <= 2
 
 
-def test_processor_time_is_the_kernels(deployed: Deployed) -> None:
-    machine = deployed.machine
-    before, used = metrics(machine), kernel(machine, "cpu.stat", "usage_usec")
+def test_processor_time_is_the_kernels(deployed: Machine) -> None:
+    before, used = metrics(deployed), kernel(deployed, "cpu.stat", "usage_usec")
     for _ in range(3):
-        assert machine.answers()
-    after, used = metrics(machine), kernel(machine, "cpu.stat", "usage_usec") - used
+        assert deployed.answers()
+    after, used = metrics(deployed), kernel(deployed, "cpu.stat", "usage_usec") - used
     assert before["peak_mib"] != "-"
     assert used > 0
     # What passes between reading the one and the other, and the metrics' one decimal.

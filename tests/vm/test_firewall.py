@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.container.machine import Machine, eventually
-from tests.vm.conftest import Deployed
 
 OPEN_PORT = 8899
 """Something listens there on all addresses, that nobody allowed."""
@@ -26,19 +25,18 @@ except OSError as error:
 
 
 @pytest.fixture(scope="module")
-def machine(deployed: Deployed) -> Iterator[Machine]:
+def machine(deployed: Machine) -> Iterator[Machine]:
     """The machine, with a neighbour in its network, a namespace of the kernel's."""
-    found = deployed.machine
-    found.sh(
+    deployed.sh(
         "ip netns add outside && ip link add inner type veth peer name outer netns outside && ip link set inner up && "
         f"ip addr add {HOST['IPv4']}/24 dev inner && ip addr add {HOST['IPv6']}/64 dev inner nodad && "
         "ip -n outside link set outer up && ip -n outside addr add 192.0.2.2/24 dev outer && "
         "ip -n outside addr add 2001:db8::2/64 dev outer nodad && "
         f"systemd-run --quiet --unit=listener python3 -m http.server {OPEN_PORT} --bind ::"
     )
-    eventually(lambda: connect(found, "IPv4", OPEN_PORT, LOOPBACK) == "accepted", 60, "the listener")
-    yield found
-    found.sh("systemctl stop listener; ip link del inner; ip netns del outside", check=False)
+    eventually(lambda: connect(deployed, "IPv4", OPEN_PORT, LOOPBACK) == "accepted", 60, "the listener")
+    yield deployed
+    deployed.sh("systemctl stop listener; ip link del inner; ip netns del outside", check=False)
 
 
 def connect(machine: Machine, family: str, port: int, addresses: dict[str, str], via: str = "") -> str:

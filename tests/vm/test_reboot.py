@@ -6,7 +6,7 @@ import json
 
 from tasks import paths
 from tests.container.machine import Machine, eventually
-from tests.vm.conftest import SWAP_MIB, Deployed, virtual
+from tests.vm.conftest import SWAP_MIB, Watched, virtual
 
 SAMPLES = "/var/lib/local-llm/samples.db"
 
@@ -19,7 +19,7 @@ def assert_all_is_up(machine: Machine) -> None:
     assert "Status: active" in machine.sh("ufw status")
 
 
-def test_an_orderly_reboot_counts_as_no_down_time(swapping: Deployed) -> None:
+def test_an_orderly_reboot_counts_as_no_down_time(swapping: Watched) -> None:
     machine = swapping.machine
     machine.sh("local-llm health --log", check=False)
     before = checks_down(machine)
@@ -37,7 +37,7 @@ def test_an_orderly_reboot_counts_as_no_down_time(swapping: Deployed) -> None:
     assert run.changed == 0
 
 
-def test_a_power_cut_loses_no_sample(swapping: Deployed) -> None:
+def test_a_power_cut_loses_no_sample(swapping: Watched) -> None:
     machine = swapping.machine
     machine.sh("local-llm health --log; sync")
     before = samples(machine)
