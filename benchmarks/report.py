@@ -25,8 +25,8 @@ from checks.config import STATE
 from checks.history import CLOUD, HOUR_SECONDS, LOCAL
 from checks.samples import METRICS, Histogram, Sample, Store
 from facts.verification import COMMAND
+from reporting.example import INTERVAL_SECONDS, samples
 from sandbox.common import SandboxError, fail, run
-from sandbox.week_samples import INTERVAL_SECONDS, samples
 
 RUNS = 10
 STORED_DAYS = 90

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from checks.samples import Histogram, Sample, Store
-from sandbox import week_samples
+from reporting import example
 from sandbox.common import SandboxError
 from sandbox.engine import install_packages, is_root_on_debian
 from tests.container.machine import Machine
@@ -105,7 +105,7 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return week_samples.page()
+    return example.page()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -22,10 +22,9 @@ from checks import week
 from checks.week import Report
 from facts.report import HostReport, ReportError, parse_report
 from operations import reports
-from reporting import plots
+from reporting import example, plots
+from reporting.example import MIDNIGHT, report, samples
 from reporting.page import Row, render, units, write
-from sandbox import week_samples
-from sandbox.week_samples import MIDNIGHT, report, samples
 
 HOSTILE = """<script>alert("1")</script>&amp;'\u202e"""
 PAGE = Path(plots.__file__).with_name("page.html.j2")
@@ -38,7 +37,7 @@ def troubled() -> Report:
 
 @cache
 def page() -> str:
-    return week_samples.page()
+    return example.page()
 
 
 class Elements(HTMLParser):

@@ -1,7 +1,7 @@
 """Samples of a host in use, made up: office hours, a busy day, hours without power, a hang, a cloud outage, a kill.
 
 Deterministic: the same arguments give the same samples. Nothing here was measured.
-`python -m sandbox.week_samples FILE` writes the page of three hosts made of them, which is the one of docs/report.png.
+`python -m reporting.example FILE` writes the page of three hosts made of them, which is the one of docs/report.png.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from random import Random
 
 from checks import goals, week
 from checks.history import Window, summarise
+from checks.host import MIB
 from checks.samples import Histogram, Sample
 from reporting.page import Row, render, write
 
-MIB = 1024 * 1024
 GIB = 1024 * MIB
 INTERVAL_SECONDS = 300
 _SHARES = {
