@@ -31,9 +31,9 @@ from benchmarks.second_gateway import (
     running,
     stub_configuration,
 )
-from sandbox.cloud import CLOUD_KEY, CLOUD_MODELS, Cloud, Fault
 from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
+from sandbox.servers.cloud import CLOUD_KEY, CLOUD_MODELS, Cloud, Fault
 from settings import Settings
 from tasks.cloud_key import KEY_VARIABLE
 

@@ -23,8 +23,8 @@ from rich.table import Table
 from sandbox.common import LABEL, REPOSITORY_ROOT, SandboxError, cache_dir, last_lines, run, say
 from sandbox.engine import engine_problem, ensure_engine
 from sandbox.host import SandboxHost
-from sandbox.hub import hub_address
 from sandbox.image import base_image, default_image
+from sandbox.servers.hub import hub_address
 from sandbox.source import llama_cpp_repository
 from sandbox.state import STATE_FILE, State
 from sandbox.tiny_model import write_tiny_model
@@ -216,7 +216,7 @@ def _start_hub(repository: Path, model: Path, bind: str, port: int) -> tuple[int
     argv = [
         sys.executable,
         "-m",
-        "sandbox.hub",
+        "sandbox.servers.hub",
         "--repository",
         str(repository),
         "--file",

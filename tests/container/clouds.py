@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from sandbox.cloud import CLOUD_KEY, CLOUD_MODELS, CLOUD_NAME, Cloud
+from sandbox.servers.cloud import CLOUD_KEY, CLOUD_MODELS, CLOUD_NAME, Cloud
 from tests.container.machine import Machine
 
 AUTHORITY = "/usr/local/share/ca-certificates/local-llm-test.crt"

@@ -15,7 +15,7 @@ import pytest
 from sandbox.common import cache_dir
 from sandbox.engine import ensure_engine
 from sandbox.host import SandboxHost
-from sandbox.hub import Hub
+from sandbox.servers.hub import Hub
 from sandbox.source import llama_cpp_repository
 from sandbox.tiny_model import TinyModel, write_tiny_model
 from tests.container.machine import Machine, Source

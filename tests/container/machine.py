@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.host import SandboxHost
-from sandbox.hub import Hub
+from sandbox.servers.hub import Hub
 from sandbox.state import connection_data, sandbox_settings
 from sandbox.tiny_model import TinyModel
 

@@ -12,7 +12,7 @@ import pytest
 
 from checks.config import HEALTH_LOCK
 from operations.lock import EARLIER_LOCK_FILE, LOCK_FILE
-from sandbox.hub import Fault
+from sandbox.servers.hub import Fault
 from tests.container.conftest import OTHER_ANSWER, SSH_SECOND_PORT, with_settings
 from tests.container.machine import Machine, eventually, finished
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cloud import Cloud
+from sandbox.servers.cloud import Cloud
 from settings import Settings
 from tests.container.clouds import deployed_with
 from tests.container.machine import ROOT, Machine

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.cloud import CLOUD_MODELS, Cloud
 from sandbox.host import free_port
+from sandbox.servers.cloud import CLOUD_MODELS, Cloud
 from settings import CATALOGUE, Settings
 from tasks.routing import rules
 from tests.container.clouds import deployed_with

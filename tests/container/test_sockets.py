@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.cloud import Cloud
+from sandbox.servers.cloud import Cloud
 from tasks import paths
 from tests.container.clouds import deployed_with
 from tests.container.conftest import with_settings

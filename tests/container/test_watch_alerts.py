@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.cloud import Cloud, Fault
+from sandbox.servers.cloud import Cloud, Fault
 from tests.container.clouds import forget, start_resolver, trust, with_cloud
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, Run, eventually

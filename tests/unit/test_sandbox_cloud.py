@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from sandbox.cloud import (
+from sandbox.common import REPOSITORY_ROOT, SandboxError
+from sandbox.servers.cloud import (
     CLOUD_ANSWER,
     CLOUD_KEY,
     CLOUD_MODELS,
@@ -26,7 +27,6 @@ from sandbox.cloud import (
     Fault,
     Target,
 )
-from sandbox.common import REPOSITORY_ROOT, SandboxError
 
 BEARER = {"Authorization": f"Bearer {CLOUD_KEY}"}
 API_KEY = {"x-api-key": CLOUD_KEY, "anthropic-version": "2023-06-01"}
@@ -486,6 +486,6 @@ def test_taken_port_is_an_error(cloud: Cloud) -> None:
 
 
 def test_help_by_hand() -> None:
-    argv = [sys.executable, "-m", "sandbox.cloud", "--help"]
+    argv = [sys.executable, "-m", "sandbox.servers.cloud", "--help"]
     result = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=REPOSITORY_ROOT, timeout=30)
     assert "--ca-file" in result.stdout

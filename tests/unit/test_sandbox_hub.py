@@ -9,7 +9,7 @@ import pytest
 import requests
 from urllib3.exceptions import ProtocolError
 
-from sandbox.hub import Fault, Hub, parse_range, read_cgi_headers
+from sandbox.servers.hub import Fault, Hub, parse_range, read_cgi_headers
 
 CONTENT = bytes(range(256)) * 1024
 

@@ -7,7 +7,7 @@
 Like the hub it listens on the address that containers reach the host by, and on no other. Its certificate
 comes from an authority of its own, `ca_pem`, and is valid for `name` and for that address. Tests run it in their
 own process, give completions or the probe path a `Fault`, swap the certificate, stop listening, and read what
-reached it; `python -m sandbox.cloud` runs it by hand.
+reached it; `python -m sandbox.servers.cloud` runs it by hand.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sandbox.common import SandboxError, cache_dir, fail, say
-from sandbox.hub import hub_address
+from sandbox.servers.hub import hub_address
 
 CLOUD_ANSWER = "The cloud provider answers: large, quick and far away."
 CLOUD_KEY = "sandbox-cloud-key"
@@ -763,9 +763,9 @@ def _bound(address: str, port: int) -> socket.socket:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m sandbox.cloud`: serve until stopped."""
+    """`python -m sandbox.servers.cloud`: serve until stopped."""
     parser = argparse.ArgumentParser(
-        prog="python -m sandbox.cloud", description="Serve a scripted cloud provider's API to containers."
+        prog="python -m sandbox.servers.cloud", description="Serve a scripted cloud provider's API to containers."
     )
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
     parser.add_argument("--prefix", default="/v1", help="path in front of /chat/completions and the others")

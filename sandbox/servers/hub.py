@@ -7,7 +7,7 @@ Range.
     /status              this process's id and what it serves
 
 It listens on the address that containers reach the host by, and on no other. Tests run it in their own
-process, give single files a `Fault`, and read which requests came; the demo runs `python -m sandbox.hub`.
+process, give single files a `Fault`, and read which requests came; the demo runs `python -m sandbox.servers.hub`.
 """
 
 import argparse
@@ -379,9 +379,9 @@ def _is_ours(address: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m sandbox.hub`: serve until stopped."""
+    """`python -m sandbox.servers.hub`: serve until stopped."""
     parser = argparse.ArgumentParser(
-        prog="python -m sandbox.hub", description="Serve llama.cpp's source and model files to containers."
+        prog="python -m sandbox.servers.hub", description="Serve llama.cpp's source and model files to containers."
     )
     parser.add_argument("--repository", type=Path, help="bare git repository served as /git/llama.cpp")
     parser.add_argument("--file", action="append", default=[], metavar="NAME=PATH", help="file served as /resolve/NAME")
