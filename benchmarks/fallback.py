@@ -33,7 +33,8 @@ from benchmarks.second_gateway import (
 )
 from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
-from sandbox.servers.cloud import CLOUD_KEY, CLOUD_MODELS, Cloud, Fault
+from sandbox.servers.answers import CLOUD_KEY, CLOUD_MODELS
+from sandbox.servers.cloud import Cloud, Fault
 from settings import Settings
 from tasks.cloud_key import KEY_VARIABLE
 

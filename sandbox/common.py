@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -34,6 +36,27 @@ def only_one(what: str) -> Iterator[None]:
     with (cache_dir() / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def file_sha256(path: Path) -> str:
+    """The file's checksum."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recipe_digest(*recipe: str) -> str:
+    """Names what is made from these texts: another recipe is another name, so nothing old is taken for new."""
+    return hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
+
+
+def can_bind(address: str, port: int = 0) -> bool:
+    """Whether the address is this machine's, and the TCP port there (0: any) is free."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 def say(text: str) -> None:

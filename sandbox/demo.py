@@ -24,7 +24,7 @@ from sandbox.common import LABEL, REPOSITORY_ROOT, SandboxError, cache_dir, last
 from sandbox.engine import engine_problem, ensure_engine
 from sandbox.host import SandboxHost
 from sandbox.image import base_image, default_image
-from sandbox.servers.hub import hub_address
+from sandbox.servers.base import listening_address
 from sandbox.source import llama_cpp_repository
 from sandbox.state import STATE_FILE, State
 from sandbox.tiny_model import write_tiny_model
@@ -197,7 +197,7 @@ def _previous_state() -> State | None:
 def _ensure_hub() -> _RunningHub:
     repository, commit = llama_cpp_repository(cache_dir())
     model = write_tiny_model(cache_dir() / MODEL_FILE)
-    bind, name = hub_address()
+    bind, name = listening_address()
     previous = _previous_state()
     # The same port as before: the addresses are settings of the deploy, and other settings would mean changes
     # on the host.

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import requests
 
-from sandbox.common import LABEL, SandboxError, cache_dir, only_one, run, say, stream
+from sandbox.common import LABEL, SandboxError, cache_dir, file_sha256, only_one, run, say, stream
 from sandbox.engine import install_packages, is_root_on_debian
 from sandbox.host import SSH_USER, ssh_key_pair
 from sandbox.image import base_image
-from sandbox.servers.hub import file_sha256
 
 SIZE = "12G"
 DISK_SCRIPT = Path(__file__).with_name("vm_disk.sh")

@@ -6,12 +6,12 @@ Range.
     /cdn/NAME            the file: Range, If-Range, ETag, Content-Length
     /status              this process's id and what it serves
 
-It listens on the address that containers reach the host by, and on no other. Tests run it in their own
-process, give single files a `Fault`, and read which requests came; the demo runs `python -m sandbox.servers.hub`.
+Tests run it in their own process, give single files a `Fault`, and read which requests came; the demo runs
+`python -m sandbox.servers.hub`.
 """
 
 import argparse
-import hashlib
+import functools
 import json
 import os
 import re
@@ -20,37 +20,32 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_network
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from sandbox.common import SandboxError, fail, run, say
+from sandbox.common import SandboxError, fail, file_sha256
+from sandbox.servers.base import Handler, Listener, Server, serve
+from sandbox.servers.script import Scripted
 
 CHUNK_BYTES = 64 * 1024
-DOCKER_DESKTOP_HOST = "host.docker.internal"
 
 
-@dataclass
-class Fault:
+@dataclass(frozen=True)
+class Fault(Scripted):
     """What goes wrong with one file. Byte counts are of the response's body, whatever range it is.
 
-    `cut_after_bytes` closes the connection there, `stall_after_bytes` pauses there for `stall_seconds`; both
-    on the first `times` downloads only (None: on each). `fail_first` answers that many requests with 500.
-    `ignore_range` sends the whole file with 200. `wrong_content` sends other bytes of the same length.
+    `status` answers that instead. `cut_after_bytes` closes the connection there, `stall_after_bytes` pauses there for
+    `stall_seconds`; pauses end early when faults are cleared. `ignore_range` sends the whole file with 200.
+    `wrong_content` sends other bytes of the same length.
     """
 
+    status: HTTPStatus | None = None
     cut_after_bytes: int | None = None
     stall_after_bytes: int | None = None
     stall_seconds: float = 0
-    times: int | None = None
-    fail_first: int = 0
     ignore_range: bool = False
     wrong_content: bool = False
 
@@ -69,59 +64,14 @@ class Request:
 
 
 @dataclass
-class Hub:
-    """The server.
-
-    Start it with start() or as a context manager; `files` maps names to paths and may change while it runs.
-    """
+class Hub(Server[Request, Fault]):
+    """The server; `files` maps names to paths and may change while it runs."""
 
     repository: Path | None = None
     files: dict[str, Path] = field(default_factory=dict)
-    port: int = 0
-    bind: str | None = None
-    host: str | None = None
 
-    def __post_init__(self) -> None:
-        self.requests: list[Request] = []
-        self._faults: dict[str, Fault] = {}
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._server: _Server | None = None
-
-    def start(self) -> Self:
-        """Listen and answer in a thread of this process.
-
-        Raises SandboxError when the address cannot be used.
-        """
-        if self.bind is None or self.host is None:
-            bind, host = hub_address()
-            self.bind, self.host = self.bind or bind, self.host or host
-        try:
-            self._server = _Server((self.bind, self.port), self)
-        except OSError as error:
-            raise SandboxError(
-                f"The hub cannot listen on {self.bind}:{self.port} ({error.strerror}). "
-                "Stop what uses it (`make demo-down`)."
-            ) from error
-        self.port = int(self._server.server_address[1])
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-        return self
-
-    def stop(self) -> None:
-        """Stop listening, and end pauses that go on."""
-        self._stopped.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def _listener_at(self, address: tuple[str, int]) -> "Listener[Hub]":
+        return Listener(address, _Handler, self)
 
     @property
     def url(self) -> str:
@@ -139,79 +89,25 @@ class Hub:
 
     def set_fault(self, name: str, fault: Fault) -> None:
         """From now on this goes wrong with the file of that name."""
-        with self._lock:
-            self._faults[name] = fault
-
-    def clear(self) -> None:
-        """Forget all faults and all recorded requests."""
-        with self._lock:
-            self._faults.clear()
-            self.requests.clear()
+        self.script.set(name, fault)
 
     def requests_for(self, name: str) -> list[Request]:
         """The requests for a file's content, oldest first, redirects left out."""
         with self._lock:
             return [request for request in self.requests if request.path == f"/cdn/{name}"]
 
-    def record(self, request: Request) -> None:
-        """Remember a request."""
-        with self._lock:
-            self.requests.append(request)
 
-    def next_fault(self, name: str, *, body: bool) -> Fault:
-        """What to do wrong with this request. Uses up one `fail_first`, or with `body` one of `times`."""
-        with self._lock:
-            fault = self._faults.get(name, Fault())
-            if fault.fail_first > 0:
-                fault.fail_first -= 1
-                return Fault(fail_first=1)
-            if fault.times is None or not body:
-                return Fault(**vars(fault))
-            if fault.times == 0:
-                return Fault(ignore_range=fault.ignore_range, wrong_content=fault.wrong_content)
-            fault.times -= 1
-            return Fault(**vars(fault))
+class _Handler(Handler):
+    server: Listener[Hub]
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but not longer than the hub lives."""
-        self._stopped.wait(seconds)
+    def do_HEAD(self) -> None:  # noqa: N802 - http.server's own name
+        self.respond()
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], hub: Hub) -> None:
-        self.hub = hub
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is not worth a traceback; anything else is."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    # A client that hangs must not hold a thread for ever.
-    timeout = 300
-
-    def do_GET(self) -> None:
-        self._route()
-
-    def do_HEAD(self) -> None:
-        self._route()
-
-    def do_POST(self) -> None:
-        self._route()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Silent: the hub records requests by itself."""
-
-    def _route(self) -> None:
+    def respond(self) -> None:
+        """Git, a redirect, a file or the status."""
         path = unquote(urlsplit(self.path).path)
         kind, _, name = path.lstrip("/").partition("/")
-        hub = self.server.hub
+        hub = self.server.owner
         if kind == "git" and hub.repository is not None and name.startswith("llama.cpp/"):
             self._git(hub.repository, name.removeprefix("llama.cpp"))
         elif kind == "resolve" and name in hub.files:
@@ -226,23 +122,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: HTTPStatus, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
         self._record(status)
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.send_head(status, {**(headers or {}), "Content-Length": str(len(body))})
         if self.command != "HEAD":
             self.wfile.write(body)
 
     def _record(self, status: int) -> None:
-        self.server.hub.record(Request(self.command, self.path, self.headers.get("Range"), int(status)))
+        self.server.owner.record(Request(self.command, self.path, self.headers.get("Range"), int(status)))
 
     def _file(self, name: str, path: Path) -> None:
-        fault = self.server.hub.next_fault(name, body=self.command == "GET")
-        if fault.fail_first:
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+        fault, released = self.server.owner.script.next(name, Fault())
+        if fault.status is not None:
+            self._answer(fault.status)
             return
-        size, etag = path.stat().st_size, f'"{file_sha256(path)}"'
+        size, etag = path.stat().st_size, f'"{known_sha256(path)}"'
         common = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         wanted = None if fault.ignore_range else self.headers.get("Range")
         if wanted is not None and self.headers.get("If-Range", etag) != etag:
@@ -253,17 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status = HTTPStatus.OK if (start, end) == (0, size) and wanted is None else HTTPStatus.PARTIAL_CONTENT
         self._record(status)
-        self.send_response(status)
-        if status == HTTPStatus.PARTIAL_CONTENT:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
-        for key, value in common.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(end - start))
-        self.end_headers()
+        part = {"Content-Range": f"bytes {start}-{end - 1}/{size}"} if status == HTTPStatus.PARTIAL_CONTENT else {}
+        self.send_head(status, {**part, **common, "Content-Length": str(end - start)})
         if self.command == "GET":
-            self._send_part(path, start, end, fault)
+            self._send_part(path, start, end, fault, released)
 
-    def _send_part(self, path: Path, start: int, end: int, fault: Fault) -> None:
+    def _send_part(self, path: Path, start: int, end: int, fault: Fault, released: threading.Event) -> None:
         stops = sorted(at for at in (fault.cut_after_bytes, fault.stall_after_bytes) if at is not None)
         with path.open("rb") as file:
             file.seek(start)
@@ -271,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             while sent < total:
                 if sent == fault.stall_after_bytes:
                     self.wfile.flush()
-                    self.server.hub.pause(fault.stall_seconds)
+                    released.wait(fault.stall_seconds)
                 if sent == fault.cut_after_bytes:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -309,13 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             backend.stdin.close()
             headers = read_cgi_headers(backend.stdout.readline)
             status = headers.pop("Status", "200 OK")
-            self.send_response(int(status.split()[0]))
-            for key, value in headers.items():
-                self.send_header(key, value)
             # The length is not known before the end: the end of the connection is the end of the answer.
-            self.send_header("Connection", "close")
-            self.end_headers()
-            self.close_connection = True
+            self.send_head(int(status.split()[0]), {**headers, "Connection": "close"})
             shutil.copyfileobj(backend.stdout, self.wfile)
 
 
@@ -339,43 +221,15 @@ def parse_range(value: str | None, size: int) -> tuple[int, int]:
     return int(first), min(size, int(last) + 1) if last else size
 
 
-_sha256_by_file: dict[tuple[Path, int, int], str] = {}
-
-
-def file_sha256(path: Path) -> str:
+def known_sha256(path: Path) -> str:
     """The file's checksum, remembered until it changes."""
     stat = path.stat()
-    key = (path, stat.st_size, stat.st_mtime_ns)
-    if key not in _sha256_by_file:
-        with path.open("rb") as file:
-            _sha256_by_file[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _sha256_by_file[key]
+    return _sha256_at(path, stat.st_size, stat.st_mtime_ns)
 
 
-def hub_address() -> tuple[str, str]:
-    """The address to listen on, and the host name by which containers reach it.
-
-    On Linux both are the Docker bridge's gateway, which only this machine and its containers reach. Where the
-    engine runs in a virtual machine (Docker Desktop) that address is not ours: 127.0.0.1, which it forwards
-    host.docker.internal to.
-    """
-    result = run(["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"], timeout_seconds=20)
-    for network in json.loads(result.stdout) or []:
-        # Older engines do not name the gateway unless it was configured: then it is the network's first
-        # address.
-        address = network.get("Gateway") or str(ip_network(network["Subnet"])[1])
-        if _is_ours(address):
-            return address, address
-    return "127.0.0.1", DOCKER_DESKTOP_HOST
-
-
-def _is_ours(address: str) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
+@functools.cache
+def _sha256_at(path: Path, _size: int, _changed_nanoseconds: int) -> str:
+    return file_sha256(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -389,19 +243,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     files = {name: Path(path) for name, _, path in (item.partition("=") for item in options.file)}
     missing = [str(path) for path in (options.repository, *files.values()) if path is not None and not path.exists()]
-    try:
-        if missing:
-            raise SandboxError(f"There is no {missing[0]}.")
-        hub = Hub(options.repository, files, options.port).start()
-    except SandboxError as error:
-        return fail(error)
-    say(f"listening on {hub.url}")
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        hub.stop()
-    return 0
+    if missing:
+        return fail(SandboxError(f"There is no {missing[0]}."))
+    hub = Hub(options.repository, files, port=options.port)
+    return serve(hub, lambda: hub.url)
 
 
 if __name__ == "__main__":

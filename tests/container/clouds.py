@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from sandbox.servers.cloud import CLOUD_KEY, CLOUD_MODELS, CLOUD_NAME, Cloud
+from sandbox.servers.answers import CLOUD_KEY, CLOUD_MODELS
+from sandbox.servers.cloud import CLOUD_NAME, Cloud
 from tests.container.machine import Machine
 
 AUTHORITY = "/usr/local/share/ca-certificates/local-llm-test.crt"

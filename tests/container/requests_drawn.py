@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from sandbox.servers.cloud import CLOUD_MODELS
+from sandbox.servers.answers import CLOUD_MODELS
 from settings import CATALOGUE
 
 SEED = 20_261_125

@@ -13,7 +13,8 @@ import pytest
 from operations.jobs import Job
 from operations.llama_cpp import Release, build_job, fetch_job
 from operations.model import Download, download_job
-from sandbox.servers.cloud import CLOUD_MODELS, Cloud
+from sandbox.servers.answers import CLOUD_MODELS
+from sandbox.servers.cloud import Cloud
 from tasks import paths
 from tests import reach
 from tests.container.clouds import deployed_with

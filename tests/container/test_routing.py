@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.servers.cloud import CLOUD_ANSWER, CLOUD_KEY, CLOUD_NAME, Cloud, Fault, json_answer, stream_answer
-from sandbox.servers.cloud import Answer as CloudsAnswer
+from sandbox.servers.answers import CLOUD_ANSWER, CLOUD_KEY, json_answer, stream_answer
+from sandbox.servers.answers import Answer as CloudsAnswer
+from sandbox.servers.cloud import CLOUD_NAME, Cloud, Fault
 from tasks.paths import GATEWAY_ADMIN_SOCKET, PUBLISH_SOCKET, SOCKET
 from tests.container.clouds import deployed_with, start_resolver, stop_resolver
 from tests.container.conftest import with_settings

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from sandbox.host import free_port
-from sandbox.servers.cloud import CLOUD_MODELS, Cloud
+from sandbox.servers.answers import CLOUD_MODELS
+from sandbox.servers.cloud import Cloud
 from settings import CATALOGUE, Settings
 from tasks.routing import rules
 from tests.container.clouds import deployed_with

@@ -16,17 +16,9 @@ import pytest
 import requests
 
 from sandbox.common import REPOSITORY_ROOT, SandboxError
-from sandbox.servers.cloud import (
-    CLOUD_ANSWER,
-    CLOUD_KEY,
-    CLOUD_MODELS,
-    CLOUD_NAME,
-    OTHER_NAME,
-    Certificate,
-    Cloud,
-    Fault,
-    Target,
-)
+from sandbox.servers.answers import CLOUD_ANSWER, CLOUD_KEY, CLOUD_MODELS
+from sandbox.servers.cloud import CLOUD_NAME, Cloud, Fault, Target
+from sandbox.servers.tls import OTHER_NAME, Certificate
 
 BEARER = {"Authorization": f"Bearer {CLOUD_KEY}"}
 API_KEY = {"x-api-key": CLOUD_KEY, "anthropic-version": "2023-06-01"}

@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_stopping_ends_a_stall(tmp_path: Path) -> None:
 
 
 def test_first_requests_fail(hub: Hub) -> None:
-    hub.set_fault("model.gguf", Fault(fail_first=2))
+    hub.set_fault("model.gguf", Fault(status=HTTPStatus.INTERNAL_SERVER_ERROR, times=2))
     assert [download(hub).status_code for _ in range(3)] == [500, 500, 200]
 
 
