@@ -108,6 +108,11 @@ def run(
     return result
 
 
+def failed_in(machine: str, command: str, status: int, output: str) -> SandboxError:
+    """The error of a command that failed in a machine."""
+    return SandboxError(f"`{command[:200]}` failed in {machine} with exit code {status}: {last_lines(output)}")
+
+
 def stream(
     argv: Sequence[str], log: Path, *, input_text: str | None = None, env: Mapping[str, str] | None = None
 ) -> None:

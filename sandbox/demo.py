@@ -25,9 +25,10 @@ from sandbox.engine import engine_problem, ensure_engine
 from sandbox.host import SandboxHost
 from sandbox.image import base_image, default_image
 from sandbox.servers.base import listening_address
+from sandbox.servers.hub import Hub
 from sandbox.source import llama_cpp_repository
 from sandbox.state import STATE_FILE, State
-from sandbox.tiny_model import write_tiny_model
+from sandbox.tiny_model import TinyModel, write_tiny_model
 
 MACHINE = "local-llm-sandbox-demo"
 MODEL_FILE = "tiny.gguf"
@@ -81,11 +82,11 @@ def demo(image: str | None) -> None:
             name = _choose_image(image)
             say(f"  {base_image(name)}")
         with steps.step("llama.cpp source, tiny model, hub"):
-            hub = _ensure_hub()
+            running = _ensure_hub()
         with steps.step("Machine"):
             host = _ensure_machine(name)
-            _save_state(host, hub)
-            _check_hub_is_reachable(host, f"{hub.url}/status")
+            _save_state(host, running)
+            _check_hub_is_reachable(host, f"{running.hub.url}/status")
         with steps.step("Deploy"):
             _pyinfra("deploy.py")
         with steps.step("Checks"):
@@ -152,17 +153,12 @@ def open_ssh(command: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _RunningHub:
-    pid: int
-    bind: str
-    port: int
-    host: str
-    commit: str
-    model_sha256: str
-    model_size_bytes: int
+    """`hub` is not started here: it knows the addresses of the one that is process `pid`."""
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+    pid: int
+    hub: Hub
+    commit: str
+    model: TinyModel
 
 
 def _choose_image(wanted: str | None) -> str:
@@ -206,8 +202,9 @@ def _ensure_hub() -> _RunningHub:
         pid = previous.hub_pid
     else:
         pid, port = _start_hub(repository, model.path, bind, port)
-    say(f"  llama.cpp {commit[:12]} and {MODEL_FILE} at http://{name}:{port}")
-    return _RunningHub(pid, bind, port, name, commit, model.sha256, model.size_bytes)
+    hub = Hub(port=port, bind=bind, host=name)
+    say(f"  llama.cpp {commit[:12]} and {MODEL_FILE} at {hub.url}")
+    return _RunningHub(pid, hub, commit, model)
 
 
 def _start_hub(repository: Path, model: Path, bind: str, port: int) -> tuple[int, int]:
@@ -260,7 +257,8 @@ def _stop_hub() -> None:
         say("Stopped the hub.")
 
 
-def _save_state(host: SandboxHost, hub: _RunningHub) -> None:
+def _save_state(host: SandboxHost, running: _RunningHub) -> None:
+    hub, model = running.hub, running.model
     State(
         machine=host.name,
         image=host.image,
@@ -268,14 +266,14 @@ def _save_state(host: SandboxHost, hub: _RunningHub) -> None:
         ssh_user=host.ssh_user,
         ssh_key=str(host.ssh_key),
         known_hosts=str(host.known_hosts),
-        hub_pid=hub.pid,
+        hub_pid=running.pid,
         hub_bind=hub.bind,
         hub_port=hub.port,
-        git_url=f"{hub.url}/git/llama.cpp",
-        commit=hub.commit,
-        model_url=f"{hub.url}/resolve/{MODEL_FILE}",
-        model_sha256=hub.model_sha256,
-        model_size_bytes=hub.model_size_bytes,
+        git_url=hub.git_url,
+        commit=running.commit,
+        model_url=hub.file_url(MODEL_FILE),
+        model_sha256=model.sha256,
+        model_size_bytes=model.size_bytes,
     ).save()
 
 

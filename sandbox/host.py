@@ -23,7 +23,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from sandbox.common import LABEL, SandboxError, Switched, cache_dir, last_lines, only_one, run
+from sandbox.common import LABEL, SandboxError, Switched, cache_dir, can_bind, failed_in, last_lines, only_one, run
 from sandbox.image import base_image
 
 SSH_USER = "deployer"
@@ -37,11 +37,7 @@ PORT_RANGE = range(20000, 32000)
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing uses now."""
     for port in random.sample(PORT_RANGE, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if can_bind("127.0.0.1", port):
             return port
     raise SandboxError(
         f"No free port of 127.0.0.1 from {PORT_RANGE.start} to {PORT_RANGE.stop}. Free some and run this again."
@@ -205,9 +201,8 @@ class SandboxHost(Switched):
         done = subprocess.run(["docker", "exec", self.name, *argv], capture_output=True)
         text = done.stdout.decode(errors="replace")
         if check and done.returncode != 0:
-            problem = last_lines(done.stderr.decode(errors="replace") or text)
-            said = f"`{' '.join(argv)[:200]}` failed in {self.name} with exit code {done.returncode}: {problem}"
-            raise SandboxError(said)
+            problem = done.stderr.decode(errors="replace") or text
+            raise failed_in(self.name, " ".join(argv), done.returncode, problem)
         return text
 
     def ssh_argv(self, *command: str) -> list[str]:
@@ -228,8 +223,7 @@ class SandboxHost(Switched):
         """
         result = run(self.ssh_argv(command), check=False, timeout_seconds=timeout_seconds)
         if check and result.returncode != 0:
-            problem = last_lines(result.stderr or result.stdout)
-            raise SandboxError(f"`{command[:200]}` failed in {self.name} with exit code {result.returncode}: {problem}")
+            raise failed_in(self.name, command, result.returncode, result.stderr or result.stdout)
         return result
 
     def is_running(self) -> bool:

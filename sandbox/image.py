@@ -6,7 +6,6 @@ They start from a registry's images; where none answers, Debian's from a root fi
 """
 
 import functools
-import hashlib
 import platform
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, only_one, run, say, stream
+from sandbox.common import LABEL, SandboxError, cache_dir, last_lines, only_one, recipe_digest, run, say, stream
 from sandbox.engine import ensure_debootstrap
 
 REGISTRY_TIMEOUT_SECONDS = 15
@@ -88,8 +87,7 @@ def root_tag(distribution: Distribution) -> str:
 
 
 def _tag(name: str, *recipe: str) -> str:
-    digest = hashlib.sha256("\0".join([platform.machine(), *recipe]).encode()).hexdigest()
-    return f"{REPOSITORY}:{name}-{digest[:12]}"
+    return f"{REPOSITORY}:{name}-{recipe_digest(platform.machine(), *recipe)}"
 
 
 @functools.cache

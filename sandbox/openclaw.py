@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from sandbox.common import SandboxError, cache_dir, run, say
+from sandbox.engine import install_packages, is_root_on_debian
 
 LOCKED = Path(__file__).with_name("npm")
 OPENCLAW: str = json.loads((LOCKED / "package.json").read_text())["dependencies"]["openclaw"]
@@ -52,13 +53,6 @@ def openclaw_tree() -> Path:
 def _ensure_npm() -> None:
     if shutil.which("npm"):
         return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+    if not is_root_on_debian():
         raise SandboxError("npm is not installed. Install it (Debian, Ubuntu: apt-get install npm) and run this again.")
-    say("Installing npm by apt")
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "-q"], env=environment, timeout_seconds=INSTALL_SECONDS)
-    run(
-        ["apt-get", "install", "-q", "-y", "--no-install-recommends", "npm"],
-        env=environment,
-        timeout_seconds=INSTALL_SECONDS,
-    )
+    install_packages(["npm"])

@@ -9,7 +9,6 @@ A token outside the answer leads to the answer's first.
 `qwen2.5.jinja` is the chat template of Qwen2.5 (Apache-2.0), as the default model carries it.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+from sandbox.common import file_sha256
 
 # No token may occur twice in an answer: the next token depends on the last one alone.
 ANSWER = "The local model on this machine works: private, fast and locked down."
@@ -89,9 +90,7 @@ def write_tiny_model(path: Path, *, answer: str = ANSWER, pad_mib: int = 0) -> T
     writer.close()
     temporary.replace(path)
 
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return TinyModel(path, answer, sha256, path.stat().st_size)
+    return TinyModel(path, answer, file_sha256(path), path.stat().st_size)
 
 
 def split_words(text: str) -> list[str]:

@@ -16,10 +16,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from sandbox.common import SandboxError, Switched, cache_dir, last_lines, run, say
+from sandbox.common import SandboxError, Switched, cache_dir, failed_in, last_lines, run, say
 from sandbox.engine import install_packages, is_root_on_debian
 from sandbox.host import SSH_USER, free_port, ssh_key_pair
 from sandbox.vm_disks import Disk
@@ -131,9 +130,7 @@ class VirtualMachine(Switched):
         """
         done = run(self._ssh(shlex.join(argv)), check=False, timeout_seconds=timeout_seconds)
         if check and done.returncode != 0:
-            problem = last_lines(done.stderr or done.stdout)
-            said = f"`{' '.join(argv)[:200]}` failed in {self.name} with exit code {done.returncode}: {problem}"
-            raise SandboxError(said)
+            raise failed_in(self.name, " ".join(argv), done.returncode, done.stderr or done.stdout)
         return done.stdout
 
     def _ssh(self, *words: str) -> list[str]:
@@ -182,7 +179,7 @@ class VirtualMachine(Switched):
         return self.exec("cat", "/proc/sys/kernel/random/boot_id", timeout_seconds=30).strip()
 
 
-class _Monitor:
+class _Monitor(Switched):
     """QEMU's control socket (QMP)."""
 
     def __init__(self, path: Path) -> None:
@@ -191,14 +188,14 @@ class _Monitor:
         self._socket.connect(str(path))
         self._stream = self._socket.makefile("rw")
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Read QEMU's greeting, and begin to give commands."""
         self._stream.readline()
         self.execute("qmp_capabilities")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Hang up."""
         self._stream.close()
         self._socket.close()
 

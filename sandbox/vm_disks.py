@@ -4,7 +4,6 @@ Both are kept in the cache, named by what they are made from.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from sandbox.common import LABEL, SandboxError, cache_dir, file_sha256, only_one, run, say, stream
+from sandbox.common import LABEL, SandboxError, cache_dir, file_sha256, only_one, recipe_digest, run, say, stream
 from sandbox.engine import install_packages, is_root_on_debian
 from sandbox.host import SSH_USER, ssh_key_pair
 from sandbox.image import base_image
@@ -128,8 +127,7 @@ def _ensure_image_tools() -> None:
 
 
 def _folder(name: str, *recipe: str) -> Path:
-    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()
-    return cache_dir() / "disks" / f"{name}-{digest[:12]}"
+    return cache_dir() / "disks" / f"{name}-{recipe_digest(*recipe)}"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ An emulated CPU would compile llama.cpp for hours; with these objects it takes m
 Job, compiler and flags are the deploy's own, so a deploy that changes any of them compiles again.
 """
 
-import hashlib
 import os
 import shlex
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from operations.jobs import Job
 from operations.llama_cpp import Release, build_job, fetch_job
-from sandbox.common import LABEL, cache_dir, only_one, say, stream
+from sandbox.common import LABEL, cache_dir, only_one, recipe_digest, say, stream
 from sandbox.image import base_image
 from tasks import paths
 from tasks.packages import BUILD
@@ -30,8 +29,7 @@ def compiled_objects(release: Release, repository: Path, image: str) -> Path:
     """
     tag = base_image(image)
     script = _script(release)
-    digest = hashlib.sha256("\0".join([tag, script]).encode()).hexdigest()
-    made = cache_dir() / f"objects-{digest[:12]}.tar"
+    made = cache_dir() / f"objects-{recipe_digest(tag, script)}.tar"
     with only_one("objects"):
         if not made.exists():
             say("  Compiling llama.cpp for the virtual machine outside of it: some ten minutes, needed once.")

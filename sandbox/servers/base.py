@@ -58,7 +58,11 @@ class Server(Switched, Generic[RequestT, FaultT]):
 
     def stop(self) -> None:
         """Stop listening, and end pauses that go on."""
-        self.stop_listening()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.shutdown()
+            listener.server_close()
+            self.script.end_pauses()
 
     def listen(self) -> None:
         """Listen (again), on the port had before; nothing to do for one that listens.
@@ -76,14 +80,6 @@ class Server(Switched, Generic[RequestT, FaultT]):
             ) from error
         self.port = int(self._listener.server_address[1])
         threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def stop_listening(self) -> None:
-        """Refuse new connections, and end pauses that go on."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.shutdown()
-            listener.server_close()
-            self.script.end_pauses()
 
     def recover(self) -> None:
         """As a server that works again: no faults, and pauses end."""

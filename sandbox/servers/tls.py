@@ -44,14 +44,11 @@ class TlsServer(Server[RequestT, FaultT]):
 
     def stop(self) -> None:
         """Stop listening, end pauses that go on and close all connections."""
-        super().stop()
+        self.stop_listening()
         self._free_port()
 
     def listen(self) -> None:
-        """Listen (again), on the port had before; nothing to do for one that listens.
-
-        Raises SandboxError when the address cannot be used.
-        """
+        """Listen (again), with the certificate and on the port had before."""
         self._free_port()
         self.use_certificate(self._certificate or "good")
         super().listen()
@@ -59,7 +56,7 @@ class TlsServer(Server[RequestT, FaultT]):
     def stop_listening(self) -> None:
         """Refuse new connections and close those there are, as a server whose process ended."""
         if self._listener is not None:
-            super().stop_listening()
+            super().stop()
             self._port_keeper = _bound(self.bind, self.port)
 
     def use_certificate(self, kind: Certificate) -> None:
