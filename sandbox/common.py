@@ -133,6 +133,20 @@ def stream(
         raise SandboxError(f"`{' '.join(argv[:3])}` failed with exit code {result.returncode} (log: {log}): {tail}")
 
 
+def in_background(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command that outlives this process, with its output in `log`."""
+    with log.open("w") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY_ROOT,
+            # A session of its own: Ctrl-C here must not stop it.
+            start_new_session=True,
+        )
+
+
 def fail(error: SandboxError) -> int:
     """Print an error for a person; returns the exit code."""
     print(f"error: {error}", file=sys.stderr, flush=True)

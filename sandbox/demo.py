@@ -20,7 +20,7 @@ from urllib.request import urlopen
 from rich.console import Console
 from rich.table import Table
 
-from sandbox.common import LABEL, REPOSITORY_ROOT, SandboxError, cache_dir, last_lines, run, say
+from sandbox.common import LABEL, REPOSITORY_ROOT, SandboxError, cache_dir, in_background, last_lines, run, say
 from sandbox.engine import engine_problem, ensure_engine
 from sandbox.host import SandboxHost
 from sandbox.image import base_image, default_image
@@ -210,24 +210,8 @@ def _ensure_hub() -> _RunningHub:
 def _start_hub(repository: Path, model: Path, bind: str, port: int) -> tuple[int, int]:
     """Start the hub's process on that port, or on a free one when it is taken; returns its pid and port."""
     log = cache_dir() / "hub.log"
-    argv = [
-        sys.executable,
-        "-m",
-        "sandbox.servers.hub",
-        "--repository",
-        str(repository),
-        "--file",
-        f"{MODEL_FILE}={model}",
-    ]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*argv, "--port", str(port)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=REPOSITORY_ROOT,
-            start_new_session=True,
-        )
+    options = ["--repository", str(repository), "--file", f"{MODEL_FILE}={model}", "--port", str(port)]
+    process = in_background([sys.executable, "-m", "sandbox.servers.hub", *options], log)
     deadline = time.monotonic() + HUB_START_TIMEOUT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         text = log.read_text()

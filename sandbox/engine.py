@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from sandbox.common import SandboxError, cache_dir, fail, last_lines, only_one, run, say
+from sandbox.common import SandboxError, cache_dir, fail, in_background, last_lines, only_one, run, say
 
 START_TIMEOUT_SECONDS = 60
 INFO_TIMEOUT_SECONDS = 20
@@ -108,12 +108,7 @@ def start_engine() -> None:
     log = cache_dir() / "dockerd.log"
     argv = ["dockerd", f"--mtu={uplink_mtu()}"]
     say(f"  Starting {' '.join(argv)} in the background (log: {log}).")
-    with log.open("w") as output:
-        # A session of its own: Ctrl-C here must not stop the engine.
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    _wait_for_engine(process, log)
+    _wait_for_engine(in_background(argv, log), log)
 
 
 def _wait_for_engine(process: subprocess.Popen[bytes] | None, log: Path | None) -> None:
