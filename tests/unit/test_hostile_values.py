@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import importlib
 import inspect
 import json
 import os
-import pkgutil
-import re
 import shlex
 import signal
 import subprocess
@@ -29,13 +26,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pyinfra.api import FunctionCommand, StringCommand
-from pyinfra.context import ctx_host, ctx_state
+from pyinfra.api import StringCommand
 
-import facts
-import operations
-from facts.base import BEGIN, END, HostFact
+from facts.base import HostFact
 from operations.shell import Shell, word
+from tests.unit.fake_host import FakeHost, all_facts, all_operations, code_of, run_operation, type_of
 
 HOSTILE = (
     "CANARY;id>PWNED;",
@@ -81,33 +76,6 @@ esac
 """
 
 
-def modules(package: types.ModuleType) -> list[types.ModuleType]:
-    return [
-        importlib.import_module(f"{package.__name__}.{each.name}") for each in pkgutil.iter_modules(package.__path__)
-    ]
-
-
-def all_facts() -> dict[str, type[HostFact[Any]]]:
-    found = (thing for module in modules(facts) for thing in vars(module).values() if inspect.isclass(thing))
-    return {
-        f"{thing.__module__}.{thing.__name__}": thing
-        for thing in found
-        if issubclass(thing, HostFact)
-        and thing is not HostFact
-        and thing.__module__.startswith("facts.")
-        and "command" in vars(thing)
-    }
-
-
-def all_operations() -> dict[str, Callable[..., Any]]:
-    return {
-        f"{module.__name__}.{name}": thing._inner
-        for module in modules(operations)
-        for name, thing in vars(module).items()
-        if hasattr(thing, "_inner") and thing.__module__ == module.__name__
-    }
-
-
 def made(hint: Any, text: str) -> Any:
     """A value of a type, with this text wherever there is one."""
     if hint == Shell:
@@ -151,54 +119,30 @@ def _as(name: str, text: str) -> str:
     return f"{text}/{text}" if name in ("path", "url") else text
 
 
-def found_by(fact: HostFact[Any], text: str) -> Any:
-    """What a fact may have found on a host where everything has this name."""
-    return made(_type_of(fact), text)
-
-
-def found_nothing(fact: HostFact[Any]) -> Any:
-    """What it finds on a bare host."""
-    return fact.parse([])
-
-
-def _type_of(fact: HostFact[Any]) -> Any:
-    base = next(each for each in vars(type(fact))["__orig_bases__"] if typing.get_args(each))
-    return typing.get_args(base)[0]
-
-
-class Recorder:
-    """Stands in for pyinfra's host: keeps every command that is to run there."""
-
-    name = "host"
-    current_op_global_arguments: Mapping[str, Any] = {}
+class Recorder(FakeHost):
+    """Keeps every command that is to run; facts find this text everywhere, or nothing (None), as on a bare host."""
 
     def __init__(self, text: str | None, job: str) -> None:
+        super().__init__()
         self.text, self.job = text, job
         self.commands: list[str] = []
 
-    def get_fact(self, fact: type[HostFact[Any]], **arguments: Any) -> Any:
+    def find(self, fact: type[HostFact[Any]], arguments: Mapping[str, Any]) -> Any:
         self.commands.append(str(fact().command(**arguments)))
-        return found_nothing(fact()) if self.text is None else found_by(fact(), self.text)
+        return fact().parse([]) if self.text is None else made(type_of(fact), self.text)
 
-    def run_shell_command(self, command: StringCommand, **_: Any) -> tuple[bool, SimpleNamespace]:
+    def answer(self, command: str) -> tuple[bool, list[str]]:
+        self.commands.append(command)
+        return True, [f"ActiveState={self.job}", "SubState=exited" if self.job == "active" else "SubState=failed"]
+
+    def take(self, command: StringCommand) -> None:
         self.commands.append(command.get_raw_value())
-        lines = [f"ActiveState={self.job}", "SubState=exited" if self.job == "active" else "SubState=failed"]
-        return True, SimpleNamespace(stdout_lines=[BEGIN, *lines, END], stderr_lines=[])
-
-    def say(self, *_: Any, **__: Any) -> None: ...
-
-    noop = log = log_styled = say
 
 
 def commands_of(operation: Callable[..., Any], text: str, found: str | None, job: str) -> list[str]:
     """All that an operation would run, where facts find nothing (`found` is None) or that text everywhere."""
     host, state = Recorder(found, job), SimpleNamespace(config=SimpleNamespace(DIFF=True), current_stage=None)
-    with ctx_host.use(host), ctx_state.use(state):
-        for command in operation(**arguments_of(operation, text)):
-            if isinstance(command, FunctionCommand):
-                typing.cast(Any, command.function)(state=state, host=host)
-            else:
-                host.commands.append(command if isinstance(command, str) else command.get_raw_value())
+    run_operation(operation, arguments_of(operation, text), host, state, to_the_end=True)
     return host.commands
 
 
@@ -265,7 +209,7 @@ def run(command: str, text: str, stand_ins: Path) -> list[list[str]]:
 
 def assert_only_words(commands: Sequence[str], text: str, stand_ins: Path) -> None:
     for command in dict.fromkeys(commands):
-        subprocess.run(["/bin/sh", "-n", "-c", _code(command)], check=True)
+        subprocess.run(["/bin/sh", "-n", "-c", code_of(command)], check=True)
         if "CANARY" not in command:
             continue
         for call in run(command, text, stand_ins):
@@ -323,7 +267,7 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(name: str) -> None:
     for found in (None, PLAIN):
         for job in ("active", "failed"):
             for command in commands_of(all_operations()[name], PLAIN, found, job):
-                lines = [line.strip() for line in _code(command).splitlines()]
+                lines = [line.strip() for line in code_of(command).splitlines()]
                 for number, line in enumerate(lines):
                     if line.startswith("mv ") and ".taken" not in line.split()[-1]:
                         new, final = shlex.split(line)[-2:]
@@ -331,16 +275,3 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(name: str) -> None:
                         assert lines[number + 1] == f"sync -- {Path(final).parent}", command
                     else:
                         assert " mv " not in line, command
-
-
-def _code(command: str) -> str:
-    """The script that a command runs in the end: out of its shell, its line and its frame."""
-    while True:
-        if command.startswith("/bin/sh -euc "):
-            command = shlex.split(command)[2].removeprefix("umask 022; ")
-        elif line := re.fullmatch(r"""eval "\$\(printf %b '(.*)'\)\"""", command):
-            command = re.sub(r"\\(0\d\d\d|n)", lambda each: "\n" if each[1] == "n" else chr(int(each[1], 8)), line[1])
-        elif command.startswith(f"umask 022\necho '{BEGIN}'\n(\n"):
-            command = command.split("\n(\n", 1)[1].rsplit("\n)\nstatus=", 1)[0]
-        else:
-            return command
