@@ -11,20 +11,14 @@ from typing import Any
 
 import pytest
 
-import operations.openclaw
-from facts.files import FileDigests
-from facts.openclaw import Installation, InstallationState, Wiring, parse_installation, run_as
+from facts.openclaw import Installation, InstallationState, Wiring, parse_installation
 from operations.files import ManagedFile
 from operations.openclaw import (
     Wanted,
     Where,
-    configuration_file,
     differences,
-    environment,
     key_paths,
-    problems,
     satisfies,
-    stale_fallbacks,
     value_at,
 )
 from settings import Settings
@@ -167,14 +161,6 @@ def test_each_difference_is_named(path: tuple[str, ...], value: object, named: s
     assert list(differences(wish, config)) == [named]
 
 
-def test_a_fallback_to_a_former_local_model_goes_and_others_stay() -> None:
-    wish = wanted(settings())
-    config = applied(wish)
-    config["agents"]["defaults"]["model"]["fallbacks"].append("local-llm/former")
-    assert stale_fallbacks(wish, config) == ["local-llm/former"]
-    assert list(differences(wish, config)) == ["no fallback local-llm/former"]
-
-
 def test_only_the_keys_that_are_set_are_read() -> None:
     assert key_paths({"a": {"b": 1, "c": {}}, "d": []}) == [("a", "b"), ("a", "c"), ("d",)]
     paths = key_paths(openclaw.patch(with_cloud(), {}))
@@ -192,25 +178,6 @@ def test_node_versions(version: str, good: bool) -> None:
 def test_a_range_that_is_not_understood_is_left_to_openclaw() -> None:
     assert satisfies("18.0.0", "^24")
     assert satisfies("18.0.0", "")
-
-
-@pytest.mark.parametrize(
-    ("where", "changes", "words"),
-    [
-        (CLAW, {"home": ""}, "there is no such user"),
-        (CLAW, {"command": ""}, "openclaw_command"),
-        (Where("claw", command="/opt/x"), {"command": ""}, "no command /opt/x"),
-        (CLAW, {"node": "", "node_version": ""}, "openclaw_node"),
-        (CLAW, {"node_version": "20.19.2"}, "needs Node.js >=24.16.0"),
-    ],
-)
-def test_what_an_installation_lacks_is_said(where: Where, changes: dict[str, str], words: str) -> None:
-    [problem] = problems(where, dataclasses.replace(INSTALLED, **changes))
-    assert words in problem
-
-
-def test_a_good_installation_lacks_nothing() -> None:
-    assert list(problems(CLAW, INSTALLED)) == []
 
 
 @pytest.mark.parametrize(
@@ -252,40 +219,10 @@ def test_what_wires_an_openclaw_is_always_left_on_the_host(
     assert done == [outcome]
 
 
-@pytest.mark.parametrize(("is_wired", "interrupted", "runs"), [(True, False, 0), (True, True, 1), (False, False, 1)])
-def test_what_is_not_wired_or_only_half_is_wired(
-    monkeypatch: pytest.MonkeyPatch, is_wired: bool, interrupted: bool, runs: int
-) -> None:
-    wish = wanted(settings())
-    saved = "/home/claw/.openclaw/openclaw.json.local-llm-saved"
-    facts: dict[type, Any] = {
-        Installation: lambda **_: INSTALLED,
-        Wiring: lambda **_: applied(wish) if is_wired else {},
-        FileDigests: lambda paths: dict.fromkeys(paths, "there") if interrupted and saved in paths else {},
-    }
-    monkeypatch.setattr(operations.openclaw, "host", SimpleNamespace(log=str, noop=str))
-    monkeypatch.setattr(operations.openclaw, "read", lambda fact, **named: facts[fact](**named))
-    assert len(list(vars(operations.openclaw.wired)["_inner"](CLAW, wish, "script"))) == runs
-
-
 def test_the_command_by_hand_says_where_openclaw_is() -> None:
     assert openclaw.by_hand(None) == openclaw.by_hand(CLAW) == f"sh {openclaw.SCRIPT}"
     elsewhere = Where("claw", state_directory="/srv/claw", command="/opt/claw")
     assert openclaw.by_hand(elsewhere) == f"OPENCLAW_STATE_DIR=/srv/claw OPENCLAW=/opt/claw sh {openclaw.SCRIPT}"
-
-
-def test_the_configuration_lies_in_the_home_or_where_it_is_said() -> None:
-    assert configuration_file(CLAW, INSTALLED) == "/home/claw/.openclaw/openclaw.json"
-    elsewhere = Where("claw", state_directory="/srv/claw")
-    assert configuration_file(elsewhere, INSTALLED) == "/srv/claw/openclaw.json"
-    assert environment(elsewhere, INSTALLED)["OPENCLAW_STATE_DIR"] == "/srv/claw"
-    assert "OPENCLAW_STATE_DIR" not in environment(CLAW, INSTALLED)
-
-
-def test_the_cli_runs_as_the_user_with_the_node_that_was_found() -> None:
-    command = run_as("claw", environment(CLAW, INSTALLED), "sh script")
-    assert command.startswith("runuser -u claw -- env -i -C /home/claw HOME=/home/claw ")
-    assert " PATH=/usr/bin:/home/claw/.npm-global/bin:" in command
 
 
 def test_an_installation_is_read() -> None:

@@ -28,13 +28,6 @@ def test_a_release_is_named_by_all_that_it_is_made_from() -> None:
     assert json.loads(RELEASE.manifest())["commit"] == RELEASE.commit
 
 
-def test_the_build_has_no_network_and_no_rights() -> None:
-    command = build_job(RELEASE, "/var/cache/local-llm", "builder", 2).start_command()
-    for property_ in ("PrivateNetwork=yes", "User=builder", "NoNewPrivileges=yes", "CPUSchedulingPolicy=idle"):
-        assert f"--property={property_}" in command
-    assert "PrivateNetwork" not in fetch_job(RELEASE, "/var/cache/local-llm", "builder").start_command()
-
-
 def test_downloads_speak_https_only_unless_allowed() -> None:
     assert "--proto =https --proto-redir =https " in download_job(DOWNLOAD, "/m/x.part", "u").script
     insecure = Download(**{**DOWNLOAD.__dict__, "insecure": True})
