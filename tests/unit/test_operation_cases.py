@@ -225,12 +225,16 @@ class StatedHost(FakeHost):
         return not now.fails, now.prints
 
     def take(self, command: StringCommand) -> None:
-        stdin = command.connector_arguments.get("_stdin")
-        self.done.append(str(Command(command=readable(command.get_raw_value()), stdin=stdin)))
+        data = {"command": readable(command.get_raw_value()), "stdin": command.connector_arguments.get("_stdin")}
+        self.done.append(str(Command.model_validate(data)))
 
     def difference(self) -> str:
-        lines = [[line for each in side for line in [*each.splitlines(), ""]] for side in (self.wanted, self.done)]
-        return "\n".join(["other commands:", *difflib.unified_diff(*lines, "case", "operation", n=50, lineterm="")])
+        wanted, done = (
+            [line for each in side for line in [*each.splitlines(), ""]] for side in (self.wanted, self.done)
+        )
+        return "\n".join(
+            ["other commands:", *difflib.unified_diff(wanted, done, "case", "operation", n=50, lineterm="")]
+        )
 
 
 def _plain(value: Any) -> Any:
