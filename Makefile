@@ -49,8 +49,8 @@ lint: venv ## style and types
 	$(BIN)/mypy .
 	$(BIN)/mypy checks.py
 
-docs: venv ## write docs/SETTINGS.md anew from settings.py
-	$(BIN)/python settings.py > docs/SETTINGS.md
+docs: venv ## write docs/SETTINGS.md anew from settings/
+	$(BIN)/python -m settings > docs/SETTINGS.md
 
 clean: ## remove the virtual environment and tools' caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -56,7 +56,7 @@ OWN_WORDS = {
     "operations.ufw.restored": "rules as UFW itself lists them, and a record of root's",
     "operations.layout.accounts_removed": "descriptions of accounts are this project's own words",
     "facts.layout.MadeAccounts": "the same",
-    "operations.ufw.firewall": "a rule is several words; settings.FirewallPort says of which characters",
+    "operations.ufw.firewall": "a rule is several words; settings.firewall.FirewallPort says of which characters",
 }
 """What gets no text from a host or a setting. It is run with plain words."""
 

@@ -1,12 +1,15 @@
 """Settings: everything wrong is said at once, in one line each, and what is right is accepted."""
 
+import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settings import CATALOGUE, Settings, allowed_values, page, parse
+from settings import CATALOGUE, SECTIONS, Settings, allowed_values, parse
+from settings.page import page
 from tasks import paths
 
 CUSTOM = {
@@ -130,6 +133,26 @@ def test_every_setting_says_why_and_what_is_allowed(name: str) -> None:
 
 def test_the_settings_page_is_current() -> None:
     assert Path("docs/SETTINGS.md").read_text() == page(), "run `make docs`"
+
+
+def test_each_setting_is_one_sections() -> None:
+    assert list(chain.from_iterable(section.model_fields for section in SECTIONS)) == list(Settings.model_fields)
+
+
+def under_headings(text: str, setting: str) -> dict[str, list[str]]:
+    """The names of settings under each heading of the second level; `setting`: what the line of one looks like."""
+    _, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    return {part.partition("\n")[0]: re.findall(setting, part, re.MULTILINE) for part in parts}
+
+
+def test_the_settings_page_has_each_sections_settings_under_its_heading_and_sentence() -> None:
+    text = Path("docs/SETTINGS.md").read_text()
+    found = under_headings(text, r"^\| `(\w+)` \|")
+    sections = {str(section.model_config["title"]): section for section in SECTIONS}
+    assert list(found)[: len(SECTIONS)] == list(sections)
+    for title, section in sections.items():
+        assert found[title] == list(section.model_fields)
+        assert re.search(rf"^## {title}\n\n[A-Za-z][^\n]+\.\n\n\| setting", text, re.MULTILINE)
 
 
 def test_group_data_names_real_settings() -> None:
