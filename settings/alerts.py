@@ -7,6 +7,9 @@ from typing import Literal
 
 from settings.section import AbsolutePath, OperatorsFile, Section, setting
 
+WEBHOOK_ADDRESS = r"^(https://[^\s'\"\\@/]+|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)(/[^\s\x00-\x1f\x7f]*)?$"
+"""Of a webhook, in a setting and in a file: without user and password, and in clear text only to the host itself."""
+
 
 class AlertSettings(Section, title="Alerts and healing"):
     """What raises an alert (as `memory_goal_mib` and `response_limit_seconds` do), where it goes, what is restarted."""
@@ -44,7 +47,7 @@ class AlertSettings(Section, title="Alerts and healing"):
         "Where alerts are posted, beside log and journal. An address that is a secret, such as Slack's, belongs into "
         "`alert_webhook_file`.",
         allowed="an https:// address, or http:// to 127.0.0.1 or localhost",
-        pattern=r"^(https://[^\s'\"\\@/]+|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)(/[^\s'\"\\]*)?$",
+        pattern=WEBHOOK_ADDRESS,
     )
     alert_webhook_file: OperatorsFile | None = setting(
         None,

@@ -9,12 +9,12 @@ from pyinfra.api import deploy
 from operations import files, systemd
 from operations.files import ManagedFile
 from settings import Settings
+from settings.alerts import WEBHOOK_ADDRESS
 from tasks import paths, units
 from tasks.rendering import rendered
 from tasks.secret_files import SecretError, operators_file
 
 WEBHOOK_FILE = f"{paths.SECRETS}/webhook"
-_ADDRESS = re.compile(r"https://[^\s'\"\\@/]+(/[!-~]*)?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?(/[!-~]*)?")
 _HEADER = re.compile(r"[A-Za-z0-9-]+: ?[ -~]+")
 
 
@@ -48,7 +48,7 @@ def operators_webhook(settings: Settings) -> str | None:
     source = f"alert_webhook_file = {settings.alert_webhook_file!r}"
     text = operators_file(settings.alert_webhook_file, source)
     address, *headers = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    if not _ADDRESS.fullmatch(address):
+    if not re.fullmatch(WEBHOOK_ADDRESS, address):
         raise SecretError(f"{source}: allowed in its first line: an https:// address, or http:// to 127.0.0.1")
     if not all(_HEADER.fullmatch(header) for header in headers):
         raise SecretError(f"{source}: allowed after its first line: headers such as Authorization: Bearer …")

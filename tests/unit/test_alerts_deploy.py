@@ -82,6 +82,29 @@ def test_wrong_settings_are_refused(data: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "usable"),
+    [
+        ("https://hooks.example.com/a'b\"c\\d", True),
+        ("https://hooks.example.com/größe", True),
+        ("http://localhost:8080/x", True),
+        ("https://hooks.example.com/a\x01b", False),
+        ("https://user:T0P@example.com/", False),
+        ("https://hooks.example.com\\@example.net/", False),
+        ("http://localhost.example.com/", False),
+    ],
+)
+def test_setting_and_file_take_the_same_addresses(tmp_path: Path, address: str, usable: bool) -> None:
+    file = tmp_path / "webhook"
+    file.write_text(address)
+    assert (parse({"alert_webhook_url": address})[1] == []) == usable
+    if usable:
+        assert alerts.operators_webhook(Settings(alert_webhook_file=str(file))) == f"{address}\n"
+    else:
+        with pytest.raises(SecretError):
+            alerts.operators_webhook(Settings(alert_webhook_file=str(file)))
+
+
+@pytest.mark.parametrize(
     "url", ["https://hooks.slack.com/services/T/B/x", "http://127.0.0.1:8080/", "https://ntfy.sh/topic?auth=x"]
 )
 def test_usable_addresses(url: str) -> None:
