@@ -155,6 +155,14 @@ def test_the_settings_page_has_each_sections_settings_under_its_heading_and_sent
         assert re.search(rf"^## {title}\n\n[A-Za-z][^\n]+\.\n\n\| setting", text, re.MULTILINE)
 
 
+def test_group_data_has_the_order_and_the_headings_of_the_settings_page() -> None:
+    sections = {section.model_config["title"]: list(section.model_fields) for section in SECTIONS}
+    found = under_headings(Path("group_data/all.py").read_text(), r"^(?:# )?(\w+) = ")
+    assert list(found) == [title for title in sections if title in found]
+    for title, names in found.items():
+        assert names == [name for name in sections[title] if name in names] != []
+
+
 def test_group_data_names_real_settings() -> None:
     lines = Path("group_data/all.py").read_text().splitlines()
     examples = [line.removeprefix("# ") for line in lines if " = " in line]
