@@ -8,9 +8,9 @@ import sys
 
 from benchmarks.common import print_report, ratio
 from benchmarks.machine import add_machine_option, deployed_machine
+from checks.contract import paths
 from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
-from tasks import paths
 
 DISTRIBUTION_UNITS = "/lib/systemd/system"
 PEER = "haproxy.service"

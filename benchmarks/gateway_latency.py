@@ -11,9 +11,9 @@ import sys
 
 from benchmarks.common import percentile, print_report, progress, ratio
 from benchmarks.machine import add_machine_option, deployed_machine, run_probe
+from checks.contract import paths
 from sandbox.common import SandboxError, fail
 from settings import Settings
-from tasks import paths
 
 REQUESTS = 2_000
 LABELS = {"socket": "unix socket of llama-server", "gateway": "through the gateway"}

@@ -18,12 +18,12 @@ from typing import Any
 
 from benchmarks.common import UnixConnection
 from benchmarks.synthetic_model import MERGES, Shape, ensure_model
+from checks.contract import paths
 from facts.machine import LoginState, MachineState
 from operations.llama_cpp import Release
 from sandbox.common import SandboxError, last_lines
 from sandbox.host import free_port
 from settings import Settings
-from tasks import paths
 from tasks.preflight import Target
 from tasks.service import environment_file
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from checks.contract import paths
 from sandbox.common import SandboxError
 from sandbox.host import SandboxHost
 from sandbox.state import State
-from tasks import paths
 
 PROBES = Path(__file__).with_name("probes")
 

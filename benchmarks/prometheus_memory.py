@@ -19,9 +19,9 @@ from pathlib import Path
 
 from benchmarks.common import print_report, progress, ratio
 from benchmarks.machine import add_machine_option, deployed_machine
+from checks.contract import paths
 from sandbox.common import SandboxError, fail
 from sandbox.host import SandboxHost
-from tasks import paths
 
 PROMETHEUS, NODE_EXPORTER = paths.PROMETHEUS_UNITS
 TWIN = "benchmark-prometheus.service"

@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.common import percentile, print_report, progress
 from benchmarks.machine import add_machine_option, deployed_machine, run_probe
+from checks.contract import paths
 from sandbox.common import SandboxError, fail
 from settings import Settings
-from tasks import paths
 
 RELOADS = 10
 INTERVAL_SECONDS = 1.5

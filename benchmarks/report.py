@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import print_report, progress, ratio
 from benchmarks.machine import add_machine_option, deployed_machine, run_probe
-from checks.config import STATE
+from checks.contract.paths import STATE
 from checks.history import CLOUD, HOUR_SECONDS, LOCAL
 from checks.samples import METRICS, Histogram, Sample, Store
 from facts.verification import COMMAND

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from checks.contract import paths
 from sandbox.common import SandboxError, last_lines
 from sandbox.host import SandboxHost
 from settings import Settings
-from tasks import paths
 from tasks.gateway import ALLOCATOR, buffer_bytes, configuration_file, reader_files
 
 RUNTIME = "/run/local-llm-benchmark"

@@ -19,7 +19,7 @@ from checks.memory import STALLED_PERCENT
 from checks.samples import BOOT_SECONDS, BUCKETS_SECONDS
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.samples import Histogram, Sample
 
 Severity = Literal["critical", "warning"]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from checks import alert_rules, delivery, health, journal, recall
 from checks.alert_rules import Limits, Message, Seen, State
-from checks.config import ALERT_UNITS, SAMPLES
+from checks.contract.paths import ALERT_UNITS, SAMPLES
 from checks.result import Status
 from checks.samples import Store
 
 if TYPE_CHECKING:
     from checks.cloud import Diagnosis
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.samples import Sample
 

@@ -17,7 +17,7 @@ from checks import probe
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 CONNECT_SECONDS = 5.0

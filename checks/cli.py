@@ -14,18 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checks import __version__, output
-from checks.config import (
-    ALERT_UNITS,
-    DEFAULT_PATH,
-    HEALTH_LOCK,
-    HEALTH_LOG,
-    METRICS_LOCK,
-    METRICS_LOG,
-    SAMPLES,
-    Config,
-    ConfigError,
-    load,
-)
+from checks.contract.config import DEFAULT_PATH, Config, ConfigError, load
+from checks.contract.paths import ALERT_UNITS, HEALTH_LOCK, HEALTH_LOG, METRICS_LOCK, METRICS_LOG, SAMPLES
 from checks.host import Host
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from checks import gateway
 from checks.result import Result, Status
 
 if TYPE_CHECKING:
-    from checks.config import Cloud, Config
+    from checks.contract.config import Cloud, Config
     from checks.host import Host
 
 _HANDSHAKE_SECONDS = 5.0

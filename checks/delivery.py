@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from checks import health, recall
 from checks.alert_rules import Message
-from checks.config import ALERT_OUTBOX, ALERT_RUNTIME, ALERT_UNITS, WEBHOOK_FILE
+from checks.contract.paths import ALERT_OUTBOX, ALERT_RUNTIME, ALERT_UNITS, WEBHOOK_FILE
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 IDENTIFIER = "local-llm-alert"

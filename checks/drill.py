@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from checks import gateway, health, journal, probe, route
-from checks.config import DEPLOY_LOCK, DRILL_RECORD, DRILL_TAKEN_OUT, DRILL_UNIT
+from checks.contract.paths import DEPLOY_LOCK, DRILL_RECORD, DRILL_TAKEN_OUT, DRILL_UNIT
 from checks.gateway import CLOUD, LOCAL, Side
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from checks.output import printable
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _ANSWER_SECONDS = 5.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from checks import health, probe, recall
-from checks.config import DEPLOY_LOCK
+from checks.contract.paths import DEPLOY_LOCK
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.samples import Sample, Store
     from checks.systemd import Unit

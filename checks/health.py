@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checks import cgroup, gateway, journal, machine, probe
-from checks.config import DEPLOY_LOCK, DRILL_RECORD
+from checks.contract.paths import DEPLOY_LOCK, DRILL_RECORD
 from checks.host import MIB
 from checks.memory import NEAR_LIMIT, STALLED_PERCENT
 from checks.output import printable
 from checks.samples import HEALTH, Sample, window_seconds
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.systemd import Unit
     from checks.window import Window

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from checks import probe
-from checks.config import STATE
+from checks.contract.paths import STATE
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _TOKENS = {

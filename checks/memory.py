@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from checks import cgroup, journal
-from checks.config import SWAP_FILE
+from checks.contract.paths import SWAP_FILE
 from checks.host import MIB
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.systemd import Unit
 

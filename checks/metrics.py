@@ -16,7 +16,7 @@ from checks.samples import METRICS, Histogram, Sample, increase, window_seconds
 from checks.totals import Totals
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 

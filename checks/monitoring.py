@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from checks import drill, health
-from checks.config import CRON_FILE, DRILL_UNIT, HEALTH_LOG, LOGROTATE_FILE
+from checks.contract.paths import CRON_FILE, DRILL_UNIT, HEALTH_LOG, LOGROTATE_FILE
 from checks.result import Result, Status, judge
 from checks.service import duration
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _CRON_UNIT = "cron.service"

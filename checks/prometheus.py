@@ -11,7 +11,7 @@ from checks import probe
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config, Prometheus
+    from checks.contract.config import Config, Prometheus
     from checks.host import Host
 
 _API = "/prometheus/api/v1"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from checks.config import ALERT_RUNTIME
+from checks.contract.paths import ALERT_RUNTIME
 from checks.samples import Store, StoreError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from checks import alert_rules, alerts, prometheus
 from checks.alert_rules import GOOD, Limits, Message, State, Verdict
-from checks.config import SAMPLES
+from checks.contract.paths import SAMPLES
 from checks.samples import Store, StoreError
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 RULES = {"LocalLlmChecksStopped": "checks-stopped", "LocalLlmTargetDown": "target-down"}

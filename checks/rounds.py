@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from checks import alerts, healing, health, window
-from checks.config import SAMPLES
+from checks.contract.paths import SAMPLES
 from checks.samples import HEALTH, METRICS, Kind, Sample, Store, StoreError, window_seconds
 from checks.totals import Totals
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.window import Window
 

@@ -11,7 +11,7 @@ from checks import api, cloud, memory, monitoring, prometheus, security, service
 from checks.result import Check, Result, Status
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 # The API goes first: the response time wants a machine that the other checks do not load.

@@ -10,7 +10,7 @@ from checks import mounts, network, systemd, ufw
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _WORLD = 0o007

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from checks.config import CURRENT_RELEASE, RELEASES
+from checks.contract.paths import CURRENT, RELEASES
 from checks.result import Result, Status, judge
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.systemd import Unit
 
@@ -78,10 +78,10 @@ def users(config: Config, host: Host) -> Iterator[Result]:
 def release(config: Config, host: Host) -> Iterator[Result]:
     """`current` is the configured release, built from the configured commit, and it is what runs."""
     remedy = "The installed build is not the deployed one. Deploy again."
-    if not host.exists(CURRENT_RELEASE):
-        yield Result("release", Status.FAIL, f"{CURRENT_RELEASE} leads nowhere", config.release, remedy)
+    if not host.exists(CURRENT):
+        yield Result("release", Status.FAIL, f"{CURRENT} leads nowhere", config.release, remedy)
         return
-    target = str(PurePosixPath(CURRENT_RELEASE).parent / host.link(CURRENT_RELEASE))
+    target = str(PurePosixPath(CURRENT).parent / host.link(CURRENT))
     wanted = f"{RELEASES}/{config.release}"
     yield judge("release", target == wanted, target.removeprefix(f"{RELEASES}/"), config.release, remedy)
 
@@ -175,7 +175,7 @@ def model_argument(arguments: list[str], environment: list[str]) -> str | None:
 def read_manifest(host: Host) -> dict[str, object]:
     """release.json of the current release; empty if it is not a JSON object."""
     try:
-        manifest = json.loads(host.read(f"{CURRENT_RELEASE}/release.json"))
+        manifest = json.loads(host.read(f"{CURRENT}/release.json"))
     except (FileNotFoundError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}

@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from checks import __version__, cgroup, cloud, drill, gateway, monitoring, probe, route
-from checks.config import CURRENT_RELEASE
+from checks.contract.paths import CURRENT
 from checks.host import MIB
 from checks.service import duration, read_manifest
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
     from checks.systemd import Unit
 
@@ -57,7 +57,7 @@ def versions(config: Config, host: Host) -> dict[str, Any]:
 
 def _server_version(host: Host) -> str | None:
     try:
-        done = host.run(str(host.path(f"{CURRENT_RELEASE}/bin/llama-server")), "--version", timeout_seconds=10)
+        done = host.run(str(host.path(f"{CURRENT}/bin/llama-server")), "--version", timeout_seconds=10)
     except OSError:
         return None
     said = (done.stdout + done.stderr).strip().splitlines()
@@ -142,7 +142,7 @@ def _release(config: Config, host: Host) -> str:
     except PermissionError:
         return f"{config.release} (as deployed; the installed one needs sudo)"
     if not manifest:
-        return f"none installed at {CURRENT_RELEASE}: deploy to this host"
+        return f"none installed at {CURRENT}: deploy to this host"
     return f"{manifest.get('release')}, llama.cpp {str(manifest.get('commit'))[:12]}"
 
 

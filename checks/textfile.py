@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from checks.config import TEXTFILE_FALLBACK
+from checks.contract.paths import TEXTFILE_FALLBACK
 from checks.samples import BUCKETS_SECONDS, Histogram, Sample
 from checks.totals import Totals
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 NAME = "local_llm.prom"

@@ -21,7 +21,7 @@ from checks.report import WIDTH
 from checks.samples import HEALTH
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.samples import Store
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from checks import journal, words
 from checks.samples import Histogram
 
 if TYPE_CHECKING:
-    from checks.config import Config
+    from checks.contract.config import Config
     from checks.host import Host
 
 _CLOUD_REFUSALS = ("401", "402", "403")

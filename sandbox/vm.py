@@ -228,8 +228,8 @@ def accelerator() -> str:
         say("  Virtual machines: KVM.")
         return "kvm"
     say(f"  Virtual machines: an emulated CPU, several times slower, because KVM runs no guest here ({problem}).")
-    # One thread for all CPUs: with one each, code that a kernel patches while it runs (a static key) is at times seen half
-    # patched by another CPU, and the kernel panics ("Oops: int3").
+    # One thread for all CPUs: with one each, code that a kernel patches while it runs is at times seen half patched by
+    # another CPU, and the kernel panics ("Oops: int3").
     return "tcg,thread=single"
 
 

@@ -9,11 +9,11 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from checks.contract import paths
 from operations.jobs import Job
 from operations.llama_cpp import Release, build_job, fetch_job
 from sandbox.common import LABEL, cache_dir, only_one, recipe_digest, say, stream
 from sandbox.image import base_image
-from tasks import paths
 from tasks.packages import BUILD
 
 REPOSITORY = "/llama.cpp.git"

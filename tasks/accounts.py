@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from operations import layout
 from operations.jobs import LOG_DIRECTORY
 from operations.layout import Directory, SystemUser
 from settings import Settings
-from tasks import paths
 
 RECORD = f"{paths.STATE}/accounts"
 """Which users and groups a deploy made."""

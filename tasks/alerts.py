@@ -6,36 +6,30 @@ import re
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
+from checks.contract.config import Alerts
 from operations import files, systemd
 from operations.files import ManagedFile
 from settings import Settings
 from settings.alerts import WEBHOOK_ADDRESS
-from tasks import paths, units
+from tasks import units
 from tasks.rendering import rendered
 from tasks.secret_files import SecretError, operators_file
 
-WEBHOOK_FILE = f"{paths.SECRETS}/webhook"
 _HEADER = re.compile(r"[A-Za-z0-9-]+: ?[ -~]+")
 
 
-def thresholds(settings: Settings) -> dict[str, object]:
-    """What the checks hold the samples to, in the format that checks/config.py reads."""
-    return {
-        "uptime_goal_percent": settings.uptime_goal_percent,
-        "alerts": {
-            "disk_free_percent": settings.alert_disk_free_percent,
-            "restarts_per_hour": settings.alert_restarts_per_hour,
-            "after_checks": settings.alert_after_checks,
-            "clear_after_checks": settings.alert_clear_after_checks,
-            "reminder_hours": settings.alert_reminder_hours,
-            "webhook_format": settings.alert_webhook_format if _has_webhook(settings) else None,
-            "command": settings.alert_command,
-        },
-        "healing": {
-            "after_failures": settings.heal_after_failures,
-            "restarts_per_hour": settings.heal_restarts_per_hour,
-        },
-    }
+def thresholds(settings: Settings) -> Alerts:
+    """When the checks raise alerts, and where these go."""
+    return Alerts(
+        disk_free_percent=settings.alert_disk_free_percent,
+        restarts_per_hour=settings.alert_restarts_per_hour,
+        after_checks=settings.alert_after_checks,
+        clear_after_checks=settings.alert_clear_after_checks,
+        reminder_hours=settings.alert_reminder_hours,
+        webhook_format=settings.alert_webhook_format if _has_webhook(settings) else None,
+        command=settings.alert_command,
+    )
 
 
 def operators_webhook(settings: Settings) -> str | None:
@@ -57,8 +51,10 @@ def operators_webhook(settings: Settings) -> str | None:
 
 def unit_files() -> list[ManagedFile]:
     """The units that send alerts; started by the health check, never enabled."""
-    webhook, command = paths.ALERT_UNITS
-    return [units.hardened(webhook, resolves=True), rendered(f"/etc/systemd/system/{command}")]
+    return [
+        units.hardened(paths.ALERT_UNITS["webhook"], resolves=True),
+        rendered(f"/etc/systemd/system/{paths.ALERT_UNITS['command']}"),
+    ]
 
 
 @deploy("Alerts")
@@ -66,11 +62,11 @@ def install(settings: Settings) -> None:
     """Place the webhook where only root reads it, and the units that send alerts."""
     webhook = operators_webhook(settings)
     if webhook is None:
-        files.absent(name="Remove the webhook of alerts", paths=[WEBHOOK_FILE])
+        files.absent(name="Remove the webhook of alerts", paths=[paths.WEBHOOK_FILE])
     else:
-        files.secret(name="Write the webhook of alerts", file=ManagedFile(WEBHOOK_FILE, webhook, mode="0600"))
+        files.secret(name="Write the webhook of alerts", file=ManagedFile(paths.WEBHOOK_FILE, webhook, mode="0600"))
     files.managed(name="Write the units that send alerts", files=unit_files())
-    for unit in paths.ALERT_UNITS:
+    for unit in paths.ALERT_UNITS.values():
         systemd.loaded(name=f"Let systemd know {unit}", unit=unit)
 
 

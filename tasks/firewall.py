@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from facts.machine import LoginState, MachineState
 from operations import ufw
-from tasks import packages, paths
+from tasks import packages
 from tasks.planning import ssh_ports
 from tasks.preflight import Target
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from facts.base import read
 from facts.files import FileDigests
 from facts.haproxy import CONFIGURATION_VARIABLE
@@ -15,7 +16,7 @@ from facts.systemd import STAMP_VARIABLE
 from operations import files, haproxy, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths, refusals, units
+from tasks import refusals, units
 from tasks.cloud_api import CLOUD_APIS
 from tasks.cloud_key import KEY_VARIABLE, environment_file, operators_key
 from tasks.preflight import Target

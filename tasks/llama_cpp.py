@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from operations import llama_cpp
 from operations.llama_cpp import build_jobs
-from tasks import paths
 from tasks.preflight import Target
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from operations import model
 from operations.model import Download
-from tasks import paths
 from tasks.preflight import Target
 
 

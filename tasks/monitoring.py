@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyinfra.api import deploy
 
-from operations import files, systemd
+from checks.contract import paths
+from checks.contract.config import Cloud, Config, FileMode, Healing, Model, dump
+from operations import files, removal, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import alerts, paths, prometheus, units
+from tasks import alerts, prometheus, units
 from tasks.gateway import BODY_READER_FILE, CONFIGURATION_FILE, ROUTE_WORDS_FILE
 from tasks.preflight import Target
 from tasks.rendering import rendered
 from tasks.service import ENVIRONMENT_FILE
 
 CHECKS_SOURCE = Path(__file__).resolve().parent.parent / "checks"
-CHECKS_CONFIGURATION = f"{paths.CONFIGURATION}/checks.json"
 GATEWAY_EXPOSURE_LIMIT = 1.5
 """What `systemd-analyze security` may say at most of the gateway (measured: 0.6, with a cloud 1.2)."""
 
@@ -30,16 +30,70 @@ def service_exposure_limit(user: str) -> float:
 def checks_package() -> list[ManagedFile]:
     """The `checks` package as it is in this checkout."""
     return [
-        ManagedFile(f"{paths.CHECKS}/{source.name}", source.read_text())
-        for source in sorted(CHECKS_SOURCE.glob("*.py"))
+        ManagedFile(f"{paths.CHECKS}/{source.relative_to(CHECKS_SOURCE)}", source.read_text())
+        for source in sorted(CHECKS_SOURCE.rglob("*.py"))
     ]
 
 
+def _parts_of_the_checks() -> list[str]:
+    """The package's modules, and where Python keeps what it has read of them."""
+    modules = [file.path for file in checks_package()]
+    folders = dict.fromkeys(str(PurePosixPath(module).parent) for module in modules)
+    return [*modules, *(f"{folder}/__pycache__" for folder in folders)]
+
+
 def checks_configuration(target: Target) -> ManagedFile:
-    """What the checks compare the host with, in the format that checks/config.py reads."""
+    """What the checks compare the host with."""
+    return ManagedFile(paths.CHECKS_CONFIGURATION, dump(config(target)))
+
+
+def config(target: Target) -> Config:
+    """What the host is to be like."""
     settings = target.settings
     model = settings.selected_model
-    watched = [
+    return Config(
+        api_url=f"http://127.0.0.1:{settings.api_port}",
+        admin_socket=paths.GATEWAY_ADMIN_SOCKET,
+        api_socket=paths.GATEWAY_API_SOCKET,
+        cloud=_cloud(settings),
+        drill_weekly=settings.drill_weekly,
+        metrics_url=f"http://127.0.0.1:{settings.metrics_port}/metrics",
+        socket=paths.SOCKET,
+        service_unit=paths.SERVICE_UNIT,
+        gateway_unit=paths.GATEWAY_UNIT,
+        service_user=settings.service_user,
+        service_group=settings.service_group,
+        gateway_user=paths.GATEWAY_USER,
+        model=Model(model.name, target.model_file, model.sha256, model.size_bytes),
+        llama_cpp_commit=settings.llama_cpp_commit,
+        release=target.release.id,
+        context_tokens=settings.context_tokens,
+        memory_max_mib=settings.memory_max_mib,
+        memory_goal_mib=settings.memory_goal_mib,
+        swap_file_mib=settings.swap_file_mib,
+        response_limit_seconds=settings.response_limit_seconds,
+        uptime_goal_percent=settings.uptime_goal_percent,
+        alerts=alerts.thresholds(settings),
+        healing=Healing(settings.heal_after_failures, settings.heal_restarts_per_hour),
+        utility_goal_percent=settings.utility_goal_percent,
+        prometheus=prometheus.watched(settings),
+        exposure_limit_service=service_exposure_limit(settings.service_user),
+        exposure_limit_gateway=GATEWAY_EXPOSURE_LIMIT,
+        seen_of_run={unit: units.seen_of_run(unit) for unit in _running(settings)},
+        firewall=settings.firewall,
+        denied_ports=tuple(settings.loopback_ports.values()),
+        health_interval_minutes=settings.health_interval_minutes,
+        health_probe=settings.health_probe,
+        samples_retention_days=settings.samples_retention_days,
+        textfile_directory=settings.textfile_directory,
+        log_retention_days=settings.log_retention_days,
+        files=tuple(FileMode(path, mode, "root", "root") for path, mode in _watched(target).items()),
+    )
+
+
+def _watched(target: Target) -> dict[str, int]:
+    """The files whose permissions the checks look at, with these."""
+    plain = [
         "/etc/systemd/system/localllm.slice",
         f"/etc/systemd/system/{paths.SERVICE_UNIT}",
         f"/etc/systemd/system/{paths.GATEWAY_UNIT}",
@@ -53,52 +107,8 @@ def checks_configuration(target: Target) -> ManagedFile:
         f"{paths.CURRENT}/bin/llama-server",
         paths.ROOT_RUNTIME,
     ]
-    modes = dict.fromkeys((f"{paths.CURRENT}/bin/llama-server", paths.PUBLISH_SOCKET), "0755")
-    modes[paths.ROOT_RUNTIME] = "0700"
-    content = {
-        "api_url": f"http://127.0.0.1:{settings.api_port}",
-        "admin_socket": paths.GATEWAY_ADMIN_SOCKET,
-        "api_socket": paths.GATEWAY_API_SOCKET,
-        "cloud": _cloud(settings),
-        "drill_weekly": settings.drill_weekly,
-        "metrics_url": f"http://127.0.0.1:{settings.metrics_port}/metrics",
-        "socket": paths.SOCKET,
-        "service_unit": paths.SERVICE_UNIT,
-        "gateway_unit": paths.GATEWAY_UNIT,
-        "service_user": settings.service_user,
-        "service_group": settings.service_group,
-        "gateway_user": paths.GATEWAY_USER,
-        "model": {
-            "name": model.name,
-            "path": target.model_file,
-            "sha256": model.sha256,
-            "size_bytes": model.size_bytes,
-        },
-        "llama_cpp_commit": settings.llama_cpp_commit,
-        "release": target.release.id,
-        "context_tokens": settings.context_tokens,
-        "memory_max_mib": settings.memory_max_mib,
-        "memory_goal_mib": settings.memory_goal_mib,
-        "swap_file_mib": settings.swap_file_mib,
-        "response_limit_seconds": settings.response_limit_seconds,
-        **alerts.thresholds(settings),
-        "utility_goal_percent": settings.utility_goal_percent,
-        "prometheus": prometheus.watched(settings),
-        "exposure_limit_service": service_exposure_limit(settings.service_user),
-        "exposure_limit_gateway": GATEWAY_EXPOSURE_LIMIT,
-        "seen_of_run": {unit: units.seen_of_run(unit) for unit in _running(settings)},
-        "firewall": settings.firewall,
-        "denied_ports": list(settings.loopback_ports.values()),
-        "health_interval_minutes": settings.health_interval_minutes,
-        "health_probe": settings.health_probe,
-        "samples_retention_days": settings.samples_retention_days,
-        "textfile_directory": settings.textfile_directory,
-        "log_retention_days": settings.log_retention_days,
-        "files": [
-            {"path": path, "mode": modes.get(path, "0644"), "owner": "root", "group": "root"} for path in watched
-        ],
-    }
-    return ManagedFile(CHECKS_CONFIGURATION, json.dumps(content, indent=2) + "\n")
+    other = {paths.PUBLISH_SOCKET: 0o755, f"{paths.CURRENT}/bin/llama-server": 0o755, paths.ROOT_RUNTIME: 0o700}
+    return {path: other.get(path, 0o644) for path in plain}
 
 
 def _running(settings: Settings) -> list[str]:
@@ -115,15 +125,10 @@ def cron_file(settings: Settings) -> ManagedFile:
     )
 
 
-def _cloud(settings: Settings) -> dict[str, object] | None:
+def _cloud(settings: Settings) -> Cloud | None:
     if settings.cloud_url is None:
         return None
-    return {
-        "url": settings.cloud_url,
-        "api": settings.cloud_api,
-        "models": list(settings.cloud_models),
-        "first_byte_seconds": settings.cloud_first_byte_seconds,
-    }
+    return Cloud(settings.cloud_url, settings.cloud_api, settings.cloud_models, settings.cloud_first_byte_seconds)
 
 
 @deploy("Monitoring")
@@ -138,6 +143,9 @@ def install(target: Target) -> None:
             rendered("/usr/local/bin/local-llm", mode="0755", root=paths.ROOT),
             units.hardened(paths.DRILL_UNIT),
         ],
+    )
+    removal.removed(
+        name="Remove what is no part of the checks any more", patterns=[paths.CHECKS], kept=_parts_of_the_checks()
     )
     systemd.loaded(name="Let systemd know the drill", unit=paths.DRILL_UNIT)
     alerts.install(settings=settings)

@@ -9,13 +9,13 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from facts.base import read
 from facts.openclaw import Installation, InstallationState, Wiring
 from operations import files, openclaw
 from operations.files import ManagedFile
 from operations.openclaw import Wanted, Where, value_at
 from settings import Settings
-from tasks import paths
 from tasks.planning import Finding, Status
 from tasks.rendering import rendered
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pyinfra import host
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from facts.base import read
 from facts.files import FileDigests
 from facts.layout import Account, AccountState
@@ -21,7 +22,7 @@ from facts.ufw import Others
 from operations import lock, preflight
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import openclaw, packages, paths
+from tasks import openclaw, packages
 from tasks.cloud_key import operators_key
 from tasks.planning import (
     MIB,

@@ -17,12 +17,14 @@ from pyinfra import host
 from pyinfra.api import deploy
 
 from checks.alerts import RELAYED_KEY
+from checks.contract import paths
+from checks.contract.config import Prometheus
 from checks.memory import STALLED_PERCENT
 from facts.systemd import STAMP_VARIABLE
 from operations import files, packages, systemd
 from operations.files import ManagedFile
 from settings import Settings
-from tasks import paths, units
+from tasks import units
 from tasks.packages import PROMETHEUS as PACKAGES
 from tasks.planning import NODE_EXPORTER_MIB, PROXY_MIB
 from tasks.rendering import rendered
@@ -87,12 +89,12 @@ def ways() -> tuple[Way, ...]:
     return tuple(Way(name, Watcher(f"{name}.service", PROXY_MIB)) for name in paths.PROMETHEUS_WAYS)
 
 
-def watched(settings: Settings) -> dict[str, object] | None:
-    """How the checks find it, in the format that checks/config.py reads."""
+def watched(settings: Settings) -> Prometheus | None:
+    """How the checks find it."""
     if not settings.prometheus:
         return None
     sockets = [way.socket_unit for way in ways()]
-    return {"socket": paths.PROMETHEUS_SOCKET, "units": [*paths.PROMETHEUS_UNITS, *sockets, RELAY_TIMER]}
+    return Prometheus(paths.PROMETHEUS_SOCKET, (*paths.PROMETHEUS_UNITS, *sockets, RELAY_TIMER))
 
 
 def configuration_file(settings: Settings, host_name: str) -> ManagedFile:

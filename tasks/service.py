@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from facts.systemd import STAMP_VARIABLE
 from operations import files, systemd
 from operations.files import ManagedFile
-from tasks import paths, units
+from tasks import units
 from tasks.planning import compute_threads
 from tasks.preflight import Target
 from tasks.rendering import rendered

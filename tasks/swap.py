@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from operations import swap
 from settings import Settings
-from tasks import paths
 
 
 @deploy("Swap file")

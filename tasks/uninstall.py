@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from pyinfra import host
 from pyinfra.api import deploy
 
-from checks import config
+from checks.contract import paths
 from checks.textfile import NAME as TEXTFILE
 from facts.base import read
 from facts.files import FileContents
@@ -23,12 +23,11 @@ from operations import lock, preflight, removal
 from operations.jobs import LOG_DIRECTORY
 from operations.ufw import parse_before, restoration
 from settings import Settings
-from tasks import accounts, firewall, openclaw, packages, paths
+from tasks import accounts, firewall, openclaw, packages
 from tasks.planning import Finding, failures, ssh_ports
 from tasks.rendering import TEMPLATES
 from tasks.tables import show
 
-CRON_FILE = "/etc/cron.d/local-llm"
 UNIT_DIRECTORY = "/etc/systemd/system"
 JOB_UNITS = ("local-llm-fetch.service", "local-llm-build.service", "local-llm-download.service")
 EARLIER_UNITS = ("local-llm-alertmanager.service",)
@@ -37,7 +36,7 @@ TREES = (paths.ROOT, paths.CONFIGURATION, paths.SCRATCH, LOG_DIRECTORY, paths.ST
 """Directories that are ours, with all that is in them."""
 MODELS = f"{paths.MODELS}/*.gguf*"
 LOGS = (f"{paths.HEALTH_LOG}*", f"{paths.METRICS_LOG}*", LOG_DIRECTORY)
-HISTORY = f"{paths.STATE}/samples.db*"
+HISTORY = f"{paths.SAMPLES}*"
 _STOPPING = (".socket", ".timer", ".path", ".service", ".slice")
 """A unit that starts others stops first."""
 
@@ -81,10 +80,9 @@ def state_directories() -> list[str]:
 
 
 def runtime() -> list[str]:
-    """Everything in /run: what the units' templates, `paths` and the checks name."""
-    constants = [value for module in (paths, config) for value in vars(module).values() if isinstance(value, str)]
+    """Everything in /run: what the units' templates and `paths` name."""
     named = [
-        *(path for path in constants if path.startswith("/run/")),
+        *(path for path in vars(paths).values() if isinstance(path, str) and path.startswith("/run/")),
         *map("/run/{}".format, _in_templates("RuntimeDirectory")),
     ]
     # /run/lock is everybody's: of it, only the files.
@@ -202,14 +200,14 @@ def check(leaving: Leaving) -> None:
 def stop() -> None:
     """End what starts by itself, then all that runs, and delete the units."""
     removal.schedule_removed(
-        name="Remove the cron job", file=CRON_FILE, locks=[config.HEALTH_LOCK, config.METRICS_LOCK]
+        name="Remove the cron job", file=paths.CRON_FILE, locks=[paths.HEALTH_LOCK, paths.METRICS_LOCK]
     )
     removal.units_removed(
         name="Stop and remove the units",
         units=units(),
         runtime=runtime(),
         # Held until the end of this run, and gone at the next boot.
-        kept=[lock.LOCK_FILE],
+        kept=[paths.DEPLOY_LOCK],
     )
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from checks.contract import paths
 from operations.files import ManagedFile
 from operations.jobs import RESOLVER_FILES
-from tasks import paths
 from tasks.rendering import rendered
-
-_WEBHOOK, _ = paths.ALERT_UNITS
 
 OF_RUN: dict[str, tuple[str, ...]] = {
     paths.SERVICE_UNIT: (paths.RUNTIME,),
     # Through systemd's own socket HAProxy says that it is ready.
     paths.GATEWAY_UNIT: (paths.GATEWAY_RUNTIME, paths.PUBLISHED, "/run/systemd/notify"),
     paths.DRILL_UNIT: (paths.DRILL_RUNTIME, paths.ROOT_RUNTIME),
-    _WEBHOOK: (paths.ALERT_RUNTIME,),
+    paths.ALERT_UNITS["webhook"]: (paths.ALERT_RUNTIME,),
     # Alerts are sent by units, which systemd is asked to start.
     f"{paths.ALERT_RELAY}.service": (
         paths.PUBLISHED,
@@ -41,6 +39,6 @@ def hardened(unit: str, *, resolves: bool = False, **variables: Any) -> ManagedF
     )
 
 
-def seen_of_run(unit: str) -> list[str]:
-    """All that a process of the unit may see of the host's /run, in the format that checks/config.py reads."""
-    return [*OF_RUN[unit], *RESOLVER_FILES]
+def seen_of_run(unit: str) -> tuple[str, ...]:
+    """All that a process of the unit may see of the host's /run."""
+    return (*OF_RUN[unit], *RESOLVER_FILES)

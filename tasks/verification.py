@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pyinfra.api import deploy
 
+from checks.contract import paths
 from operations import llama_cpp, model, verification
-from tasks import paths
 from tasks.preflight import Target
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from checks.config import HEALTH_LOCK
+from checks.contract.paths import HEALTH_LOCK
 from operations.lock import EARLIER_LOCK_FILE, LOCK_FILE
 from sandbox.servers.hub import Fault
 from tests.container.conftest import OTHER_ANSWER, SSH_SECOND_PORT, with_settings

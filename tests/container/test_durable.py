@@ -130,6 +130,8 @@ def test_what_cut_operations_left_is_removed(deployed: Machine) -> None:
         f"{MODELS}/incoming/{'a' * 64}.part",
         f"/opt/local-llm/releases/{release}.partial/bin/llama-server",
     ]
+    # Of modules that were moved or removed since.
+    leftovers += ["/opt/local-llm/checks/moved.py", "/opt/local-llm/checks/room/__pycache__/removed.cpython-313.pyc"]
     for file in leftovers:
         deployed.sh(f"mkdir -p $(dirname {file}); echo half >{file}")
     deployed.sh("ln -s releases/nothing /opt/local-llm/.current.new")
@@ -138,4 +140,5 @@ def test_what_cut_operations_left_is_removed(deployed: Machine) -> None:
     for file in [*leftovers, "/opt/local-llm/.current.new"]:
         assert deployed.sh(f"ls -d {file}", check=False) == "", file
     assert deployed.sh("ls /opt/local-llm/releases | grep -c partial || true") == "0"
+    assert deployed.sh("ls -d /opt/local-llm/checks/room", check=False) == ""
     assert deployed.deploy().changed == 0

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from checks.config import HEALTH_LOCK
-from tasks.paths import GATEWAY_API_SOCKET
+from checks.contract.paths import GATEWAY_API_SOCKET, HEALTH_LOCK
 from tests.container.machine import Machine, eventually
 
 pytestmark = pytest.mark.distribution(0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks import paths
+from checks.contract import paths
 from tests import reach
 from tests.container.conftest import with_settings
 from tests.container.machine import ROOT, Machine, eventually

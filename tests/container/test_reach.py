@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.contract import paths
 from operations.jobs import Job
 from operations.llama_cpp import Release, build_job, fetch_job
 from operations.model import Download, download_job
 from sandbox.servers.answers import CLOUD_MODELS
 from sandbox.servers.cloud import Cloud
-from tasks import paths
 from tests import reach
 from tests.container.clouds import deployed_with
 from tests.container.machine import Machine, eventually
@@ -33,7 +33,7 @@ PLANTED = (
 )
 """Anybody may connect to these."""
 
-WEBHOOK_UNIT, COMMAND_UNIT = paths.ALERT_UNITS
+WEBHOOK_UNIT, COMMAND_UNIT = paths.ALERT_UNITS["webhook"], paths.ALERT_UNITS["command"]
 GATEWAY = {f"{paths.GATEWAY_RUNTIME}/local.sock", paths.SOCKET, "/run/systemd/notify"}
 ALLOWED: dict[str, set[str]] = {
     paths.SERVICE_UNIT: {paths.OWN_SOCKET},

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from checks.contract.paths import GATEWAY_ADMIN_SOCKET, PUBLISH_SOCKET, SOCKET
 from sandbox.servers.answers import CLOUD_ANSWER, CLOUD_KEY, json_answer, stream_answer
 from sandbox.servers.answers import Answer as CloudsAnswer
 from sandbox.servers.cloud import CLOUD_NAME, Cloud, Fault
-from tasks.paths import GATEWAY_ADMIN_SOCKET, PUBLISH_SOCKET, SOCKET
 from tests.container.clouds import deployed_with, start_resolver, stop_resolver
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from checks.contract import paths
 from sandbox.servers.cloud import Cloud
-from tasks import paths
 from tests.container.clouds import deployed_with
 from tests.container.conftest import with_settings
 from tests.container.machine import Machine, eventually

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from checks.config import Config, load
+from checks.contract.config import Config, load
 from checks.host import Command, FileStatus, Host
 from checks.result import Check, Result, Status
 

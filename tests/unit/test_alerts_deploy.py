@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from checks.config import ALERT_UNITS
+from checks.contract import paths
 from settings import Settings, parse
-from tasks import alerts, paths
+from tasks import alerts
 from tasks.secret_files import SecretError
 
 
 def test_units_are_the_ones_that_the_checks_start() -> None:
-    assert sorted(paths.ALERT_UNITS) == sorted(ALERT_UNITS.values())
-    for channel, unit in ALERT_UNITS.items():
+    for channel, unit in paths.ALERT_UNITS.items():
         (file,) = [file for file in alerts.unit_files() if file.path.endswith(unit)]
         assert f"ExecStart=/usr/local/bin/local-llm alerts --deliver {channel}\n" in file.content
         assert re.search(r"^TimeoutStartSec=\d+$", file.content, re.MULTILINE)
@@ -23,18 +22,14 @@ def test_units_are_the_ones_that_the_checks_start() -> None:
 
 def test_without_a_webhook_there_is_none() -> None:
     assert alerts.operators_webhook(Settings()) is None
-    section = alerts.thresholds(Settings())["alerts"]
-    assert isinstance(section, dict)
-    assert section["webhook_format"] is None
+    assert alerts.thresholds(Settings()).webhook_format is None
 
 
 def test_a_webhook_is_a_secret_and_not_in_the_checks_configuration() -> None:
     settings = Settings(alert_webhook_url="https://hooks.example.com/T0P", alert_webhook_format="slack")
     assert alerts.operators_webhook(settings) == "https://hooks.example.com/T0P\n"
     assert "T0P" not in str(alerts.thresholds(settings))
-    section = alerts.thresholds(settings)["alerts"]
-    assert isinstance(section, dict)
-    assert section["webhook_format"] == "slack"
+    assert alerts.thresholds(settings).webhook_format == "slack"
 
 
 def test_a_file_holds_address_and_headers(tmp_path: Path) -> None:

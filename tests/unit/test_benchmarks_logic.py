@@ -18,10 +18,10 @@ from benchmarks.llama_server import deployed_environment, random_prompt
 from benchmarks.probes import reload as reload_probe
 from benchmarks.second_gateway import gateway_process, stub_configuration
 from benchmarks.token_estimate import Sample
+from checks.contract import paths
 from operations.llama_cpp import CMAKE_FLAGS
 from sandbox.common import SandboxError
 from settings import Settings
-from tasks import paths
 
 
 def test_percentiles_lie_between_the_neighbours() -> None:

@@ -19,7 +19,8 @@ import pytest
 
 from checks import alerts, cli, delivery, recall
 from checks.alert_rules import Message
-from checks.config import ALERT_OUTBOX, ALERT_RUNTIME, DEPLOY_LOCK, WEBHOOK_FILE, Config
+from checks.contract.config import Config
+from checks.contract.paths import ALERT_OUTBOX, ALERT_RUNTIME, DEPLOY_LOCK, WEBHOOK_FILE
 from checks.host import Command
 from checks.samples import Sample, Store, StoreFullError
 from tests.unit.checks_support import CLOUD, CONFIG, NOW, FakeHost, make_config, serve_admin, write_config

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checks import api, probe
-from checks.config import Config
+from checks.contract.config import Config
 from checks.result import Status
 from tests.unit.checks_support import (
     CLOUD,

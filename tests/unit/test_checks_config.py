@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from checks.config import ConfigError, load
+from checks.contract.config import ConfigError, load
 from tests.unit.checks_support import CLOUD, config_data, make_config, write_config
 
 

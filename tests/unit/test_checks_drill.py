@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from checks import cli, drill, gateway, health, probe, status
-from checks.config import DEPLOY_LOCK, DRILL_RECORD, DRILL_TAKEN_OUT, DRILL_UNIT, Config
+from checks.contract.config import Config
+from checks.contract.paths import DEPLOY_LOCK, DRILL_RECORD, DRILL_TAKEN_OUT, DRILL_UNIT
 from checks.drill import DrillError, Outcome
 from checks.host import Command
 from tests.unit.checks_support import (

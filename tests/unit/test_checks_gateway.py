@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from checks import cloud, gateway, runner
-from checks.config import Config
+from checks.contract.config import Config
 from checks.gateway import CLOUD as CLOUD_SIDE
 from checks.gateway import LOCAL, GatewayError, Server
 from checks.result import Status

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from checks import healing, recall
-from checks.config import DEPLOY_LOCK, Config
+from checks.contract.config import Config
+from checks.contract.paths import DEPLOY_LOCK
 from checks.host import Command
 from checks.samples import Sample, Store
 from tests.unit.checks_support import GATEWAY, NOW, SERVICE, FakeHost, make_config, serve, show

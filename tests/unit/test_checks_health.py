@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import health, probe, textfile
-from checks.config import DEPLOY_LOCK, DRILL_RECORD, Config
+from checks.contract.config import Config
+from checks.contract.paths import DEPLOY_LOCK, DRILL_RECORD
 from checks.host import Command
 from checks.samples import Sample
 from checks.window import Window

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from checks import memory
-from checks.config import Config
+from checks.contract.config import Config
 from checks.host import Command
 from checks.result import Status
 from tests.unit.checks_support import (

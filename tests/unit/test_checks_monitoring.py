@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from checks import monitoring
-from checks.config import CRON_FILE, DRILL_RECORD, HEALTH_LOG, LOGROTATE_FILE, Config
+from checks.contract.config import Config
+from checks.contract.paths import CRON_FILE, DRILL_RECORD, HEALTH_LOG, LOGROTATE_FILE
 from checks.host import Command
 from checks.result import Status
 from tests.unit.checks_support import CLOUD, NOW, REFUSED_URL, FakeHost, make_config, results, serve, show, statuses

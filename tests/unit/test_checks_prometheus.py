@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from checks import prometheus
-from checks.config import Config
+from checks.contract.config import Config
 from checks.result import Result, Status
 from tests.unit.checks_support import FakeHost, make_config, show
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from checks import recall
-from checks.config import ALERT_RUNTIME
+from checks.contract.paths import ALERT_RUNTIME
 from checks.host import Host
 from checks.samples import Store, StoreFullError
 

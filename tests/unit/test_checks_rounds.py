@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from checks import health, metrics, rounds, textfile, window
-from checks.config import SAMPLES, TEXTFILE_FALLBACK, Config
+from checks.contract.config import Config
+from checks.contract.paths import SAMPLES, TEXTFILE_FALLBACK
 from checks.host import Command
 from checks.samples import HEALTH, METRICS, Histogram, Kind, Sample, Store, StoreFullError
 from checks.totals import Totals

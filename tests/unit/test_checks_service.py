@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from checks import service
-from checks.config import Config
+from checks.contract.config import Config
 from checks.result import Status
 from tests.unit.checks_support import (
     COMMIT,

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import cli, week
-from checks.config import SAMPLES, Config
+from checks.contract.config import Config
+from checks.contract.paths import SAMPLES
 from checks.goals import Goal, Targets, Verdict, judge
 from checks.history import History, Window, grown, growth, summarise, window
 from checks.samples import Histogram, Sample, Store

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.contract import paths
 from settings import CATALOGUE, SECTIONS, Settings, allowed_values, parse
 from settings.page import page
-from tasks import paths
 
 CUSTOM = {
     "model": "custom",

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
+from checks.contract import paths
+from checks.contract.config import load
 from facts.machine import LoginState, MachineState
 from operations.files import ManagedFile
 from operations.llama_cpp import Release
 from settings import Settings
-from tasks import alerts, gateway, monitoring, openclaw, paths, prometheus, service, units
+from tasks import alerts, gateway, monitoring, openclaw, prometheus, service, units
 from tasks.preflight import Target
 from tasks.rendering import TEMPLATES, render, rendered
 from tasks.routing import rules
@@ -94,6 +96,13 @@ def test_each_unit_sees_of_run_what_the_checks_expect(settings: Settings) -> Non
 def test_a_missing_variable_is_an_error() -> None:
     with pytest.raises(UndefinedError):
         render("/etc/cron.d/local-llm")
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_the_deploy_writes_for_the_checks_is_what_they_read(tmp_path: Path, settings: Settings) -> None:
+    file = tmp_path / "checks.json"
+    file.write_text(monitoring.checks_configuration(target(settings)).content)
+    assert load(file) == monitoring.config(target(settings))
 
 
 def test_templates_mirror_the_hosts_paths() -> None:
@@ -277,5 +286,5 @@ def test_a_stamp_changes_with_what_wants_a_restart_and_only_then() -> None:
 
 
 def test_the_checks_package_is_installed_whole() -> None:
-    sources = {path.name for path in Path("checks").glob("*.py")}
-    assert {Path(file.path).name for file in monitoring.checks_package()} == sources
+    sources = {f"/opt/local-llm/{path}" for path in Path("checks").rglob("*.py")}
+    assert {file.path for file in monitoring.checks_package()} == sources

@@ -19,6 +19,7 @@ import pytest
 from pyinfra.context import ctx_host
 
 import operations
+from checks.contract import paths
 from facts.layout import OwnAccounts, parse_own_accounts
 from facts.machine import LoginState, MachineState
 from facts.openclaw import InstallationState
@@ -28,7 +29,7 @@ from operations.llama_cpp import Release, build_job, fetch_job
 from operations.lock import LOCK_FILE
 from operations.model import Download, download_job
 from settings import Settings
-from tasks import hosts, openclaw, paths, preflight, uninstall
+from tasks import hosts, openclaw, preflight, uninstall
 from tasks.preflight import Target
 
 ROOT = Path(__file__).parents[2]

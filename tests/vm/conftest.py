@@ -17,13 +17,13 @@ from typing import cast
 
 import pytest
 
+from checks.contract import paths
 from facts.machine import Machine as MachineFact
 from operations.llama_cpp import Release
 from sandbox.host import SandboxHost
 from sandbox.vm import VirtualMachine, accelerator
 from sandbox.vm_disks import Disk, disk
 from sandbox.vm_objects import compiled_objects
-from tasks import paths
 from tests.container.conftest import engine, models, no_faults, source, with_settings
 from tests.container.machine import DEPLOY_SECONDS, Machine, Run, Source, finished
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tasks import paths
+from checks.contract import paths
 from tests.container.machine import Machine, eventually
 from tests.vm.conftest import SWAP_MIB, Watched, virtual
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks import paths
+from checks.contract import paths
 from tests import reach
 from tests.container.machine import Machine
 from tests.vm import probe
@@ -18,7 +18,7 @@ PROGRAM = "/opt/local-llm/test-sandbox.py"
 FREE = "local-llm-test-free.service"
 """A unit without a sandbox."""
 
-WEBHOOK_UNIT, _ = paths.ALERT_UNITS
+WEBHOOK_UNIT = paths.ALERT_UNITS["webhook"]
 # What each service may do of all that the probe attempts: its work, and nothing else.
 EVERY = {"write /tmp"}
 NETWORK = {"internet socket", "datagram to the network", "datagram to the network, IPv6", "connection to the network"}

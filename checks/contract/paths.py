@@ -1,13 +1,19 @@
 """Where things lie on the host, and the names of our units and accounts."""
 
-from __future__ import annotations
-
 ROOT = "/opt/local-llm"
+RELEASES = f"{ROOT}/releases"
 CURRENT = f"{ROOT}/current"
 MODELS = f"{ROOT}/models"
 CHECKS = f"{ROOT}/checks"
 CONFIGURATION = "/etc/local-llm"
+CHECKS_CONFIGURATION = f"{CONFIGURATION}/checks.json"
+CRON_FILE = "/etc/cron.d/local-llm"
+LOGROTATE_FILE = "/etc/logrotate.d/local-llm"
 STATE = "/var/lib/local-llm"
+SAMPLES = f"{STATE}/samples.db"
+TEXTFILE_FALLBACK = f"{STATE}/metrics"
+DRILL_RECORD = f"{STATE}/drill.json"
+ALERT_OUTBOX = f"{STATE}/outbox"
 SCRATCH = "/var/cache/local-llm"
 RUNTIME = "/run/local-llm"
 OWN_SOCKET = f"{RUNTIME}/llama.sock"
@@ -22,10 +28,15 @@ ROOT_RUNTIME = "/run/local-llm-root"
 GATEWAY_ADMIN_SOCKET = f"{ROOT_RUNTIME}/admin.sock"
 GATEWAY_API_SOCKET = f"{ROOT_RUNTIME}/api.sock"
 GATEWAY_SOCKETS_STAMP = f"{ROOT_RUNTIME}/stamp"
+DEPLOY_LOCK = f"{ROOT_RUNTIME}/deploy.lock"
+HEALTH_LOCK = f"{ROOT_RUNTIME}/health.lock"
+METRICS_LOCK = f"{ROOT_RUNTIME}/metrics.lock"
 DRILL_RUNTIME = "/run/local-llm-drill"
+DRILL_TAKEN_OUT = f"{DRILL_RUNTIME}/taken-out"
 ALERT_RUNTIME = "/run/local-llm-alerts"
 SECRETS = f"{CONFIGURATION}/secrets"
 CLOUD_KEY = f"{SECRETS}/cloud.env"
+WEBHOOK_FILE = f"{SECRETS}/webhook"
 SWAP_FILE = "/var/swap/local-llm"
 HEALTH_LOG = "/var/log/llm-health.log"
 METRICS_LOG = "/var/log/llm-metrics.log"
@@ -34,7 +45,7 @@ SERVICE_UNIT = "local-llm.service"
 GATEWAY_UNIT = "local-llm-gateway.service"
 GATEWAY_SOCKET_UNIT = "local-llm-gateway.socket"
 DRILL_UNIT = "local-llm-drill.service"
-ALERT_UNITS = ("local-llm-alert-webhook.service", "local-llm-alert-command.service")
+ALERT_UNITS = {"webhook": "local-llm-alert-webhook.service", "command": "local-llm-alert-command.service"}
 PROMETHEUS_UNITS = ("local-llm-prometheus.service", "local-llm-node-exporter.service")
 PROMETHEUS_DISTRIBUTION_UNITS = ("prometheus.service", "prometheus-node-exporter.service")
 PROMETHEUS_WAYS = ("local-llm-prometheus-out", "local-llm-prometheus-in")
