@@ -87,15 +87,14 @@ def test_bodies_beyond_the_limit_are_refused_at_once(deployed: Machine, encoding
         assert error(body)["code"] == "request_too_large"
 
 
+@pytest.mark.parametrize("encoding", ["", "-H 'Transfer-Encoding: chunked'"], ids=["whole", "chunked"])
 @pytest.mark.parametrize("page", ["8765/health", "8765/v1/models", "8766/llama/metrics", "8766/requests"])
-def test_nobody_reads_a_body_that_comes_with_get(deployed: Machine, page: str) -> None:
+def test_nobody_reads_a_body_that_comes_with_get(deployed: Machine, page: str, encoding: str) -> None:
     pid = deployed.main_pid()
     deployed.sh("head -c 20000000 /dev/zero > /tmp/zeros")
-    for encoding in ("", "-H 'Transfer-Encoding: chunked'"):
-        status, _, _ = deployed.http(
-            f"-X GET -H 'Expect:' {encoding} --data-binary @/tmp/zeros http://127.0.0.1:{page}"
-        )
-        assert status == 400
+    ask = f"-X GET -H 'Expect:' {encoding} --data-binary @/tmp/zeros http://127.0.0.1:{page}"
+    # The connection is closed while curl still sends, so that at times the answer is lost with it.
+    eventually(lambda: deployed.http(ask)[0] == 400, 20, "a refusal")
     assert deployed.main_pid() == pid
 
 

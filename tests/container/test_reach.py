@@ -45,7 +45,7 @@ READS = {
     paths.SERVICE_UNIT: (),
     paths.GATEWAY_UNIT: (),
     paths.DRILL_UNIT: (paths.CONFIGURATION, paths.STATE, paths.ROOT_RUNTIME),
-    WEBHOOK_UNIT: (paths.CONFIGURATION, f"{paths.STATE}/outbox"),
+    WEBHOOK_UNIT: (paths.CONFIGURATION, paths.ALERT_OUTBOX, paths.ALERT_RUNTIME),
 }
 """Where files lie that the unit may read and others may not."""
 IN_THE_HOSTS_NETWORK = (paths.DRILL_UNIT,)
