@@ -224,7 +224,8 @@ def test_a_model_that_was_taken_out_by_hand_is_told_and_left_alone(watched: Mach
 
 def set_model(machine: Machine, state: str) -> None:
     code = (
-        "import sys; sys.path.insert(0, '/opt/local-llm'); from checks import config, gateway, host; "
+        "import sys; sys.path.insert(0, '/opt/local-llm'); from checks import gateway, host; "
+        "from checks.contract import config; "
         f"gateway.set_state(config.load(), host.Host(), gateway.LOCAL, '{state}')"
     )
     machine.sh(f'python3 -I -c "{code}"')
