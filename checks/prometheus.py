@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _API = "/prometheus/api/v1"
 _UNIT = "local-llm-prometheus.service"
+_DISCOVERY_SECONDS = 15.0
+"""A Prometheus that has just started knows no targets: it learns them in rounds of 5 s (its discovery's interval)."""
 
 
 def services(config: Config, host: Host) -> Iterator[Result]:
@@ -47,12 +49,19 @@ def targets(config: Config, host: Host) -> Iterator[Result]:
     health = Counter(target["health"] for target in targets)
     down = [f"{target['labels']['job']}: {target['lastError']}" for target in targets if target["health"] == "down"]
     value = ", ".join(f"{count} {'not asked yet' if state == 'unknown' else state}" for state, count in health.items())
-    yield judge("prometheus targets", bool(targets) and not down, "; ".join(down) or value or "none", "all up", remedy)
+    if not targets and _has_just_started(host):
+        value = "none known yet"
+    yield judge("prometheus targets", bool(value) and not down, "; ".join(down) or value or "none", "all up", remedy)
     rules = [rule for group in groups for rule in group["rules"]]
     broken = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
     yield judge(
         "prometheus rules", bool(rules) and not broken, "; ".join(broken) or f"{len(rules)}", "all evaluated", remedy
     )
+
+
+def _has_just_started(host: Host) -> bool:
+    seconds = host.unit(_UNIT).uptime_seconds(host.monotonic())
+    return seconds is not None and seconds < _DISCOVERY_SECONDS
 
 
 def ask(prometheus: Prometheus, host: Host, what: str) -> Any:

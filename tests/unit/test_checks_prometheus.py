@@ -46,11 +46,17 @@ def test_stopped(tmp_path: Path) -> None:
 
 
 def targets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[Any], rules: list[Any] | None = None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: list[Any],
+    rules: list[Any] | None = None,
+    uptime_seconds: int = 4000,
 ) -> list[Result]:
     answers = {"targets?state=active": {"activeTargets": found}, "rules": {"groups": [{"rules": rules or [GOOD_RULE]}]}}
     monkeypatch.setattr(prometheus, "ask", lambda _prometheus, _host, what: answers[what])
-    return list(prometheus.targets(config(tmp_path), FakeHost(tmp_path)))
+    host = FakeHost(tmp_path)
+    host.put_units(show(UNIT, ActiveEnterTimestampMonotonic=str(int(host.monotonic() - uptime_seconds) * 10**6)))
+    return list(prometheus.targets(config(tmp_path), host))
 
 
 def test_all_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +70,13 @@ def test_blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[Any]
     seen, _ = targets(tmp_path, monkeypatch, found)
     assert seen.status is Status.FAIL
     assert seen.value == value
+
+
+def test_one_that_has_just_started_knows_no_targets_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = targets(tmp_path, monkeypatch, [], uptime_seconds=3)
+    assert (seen.status, seen.value) == (Status.PASS, "none known yet")
+    seen, _ = targets(tmp_path, monkeypatch, [DOWN], uptime_seconds=3)
+    assert seen.status is Status.FAIL
 
 
 def test_a_rule_that_cannot_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
