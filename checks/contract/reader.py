@@ -1,8 +1,8 @@
 """JSON to dataclasses by their own types, and back.
 
-The type of a field says all that may stand for it: text is never empty, a list of text neither, a number with a
-fraction is above 0; everything else is written beside the type as `Annotated[type, rule]`. Keys that the dataclass does
-not have are ignored.
+The type of a field says all that may stand for it: text is one line and not empty, a list of text is not empty, a
+number with a fraction is above 0. Everything else is written beside the type as `Annotated[type, rule]`. Keys that
+the dataclass does not have are ignored.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class Address(Rule):
     """An http address; a slash at its end is left out."""
 
     def load(self, value: str) -> str:
-        if not re.fullmatch(r"https?://(\[[^\]\s]+\]|[^\s/:]+)(:[0-9]{1,5})?(/\S*)?", value):
+        if not re.fullmatch(r"https?://\S+", value) or not _has_host_and_port(value):
             raise ValueError("which is not an address")
         return value.rstrip("/")
 
@@ -83,6 +84,14 @@ class Octal(Rule):
 
     def dump(self, value: int) -> str:
         return f"{value:04o}"
+
+
+def _has_host_and_port(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port >= 0)
+    except ValueError:  # of a port that is none
+        return False
 
 
 def load(kind: type[T], data: object, name: str = "") -> T:
@@ -140,8 +149,8 @@ def _loaded_plain(kind: type, value: object, label: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     _require(value, kind, label)
-    if kind is str and not value:
-        raise DefectError(f"“{label}” is empty")
+    if kind is str and not re.fullmatch(r".+", value):  # type: ignore[call-overload]
+        raise DefectError(f"“{label}” is {value!r}, which is not a usable value")
     if kind is float and not value > 0:  # type: ignore[operator]
         raise DefectError(f"“{label}” is {value}, expected more than 0")
     return value
