@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks import health, probe, textfile
+from checks import health, output, probe, textfile
 from checks.contract.config import Config
 from checks.contract.paths import DEPLOY_LOCK, DRILL_RECORD
 from checks.host import Command
@@ -141,8 +141,7 @@ def test_any_sample_is_one_line_that_reads_back(sample: Sample) -> None:
         value = getattr(sample, name)
         assert record.values[name] == ("-" if value is None else str(value))
     for name in ("service", "gateway", "api"):
-        printable = "".join(char if char.isprintable() else " " for char in getattr(sample, name))
-        assert record.values[name] == " ".join(printable.split())
+        assert record.values[name] == " ".join(output.printable(getattr(sample, name)).split())
     assert ("reason" in record.values) is not sample.ok
 
 
